@@ -25,7 +25,8 @@ def init(
 ) -> None:
     """Make a repository in PATH, or here, with HEAD on thread main.
 
-    Nothing is recorded yet: the first capture does that. In a git checkout, heddle works on top of it.
+    Nothing is recorded yet: the first capture does that. In a git checkout, heddle works on top of
+    it.
     """
     from heddle import api
 
