@@ -1,0 +1,350 @@
+"""Settings: which keys there are, the files they live in, and editing one without disturbing the rest.
+
+Owns ``.heddle/config.toml`` and the user's configuration file, and reads git's for the principal. Which layer
+wins for which value of an attribution is ``attribution.py``'s. The environment is passed in by the caller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heddle import atomic
+from heddle.attribution import Sourced, what_is_wrong
+from heddle.errors import CannotCreate, ConfigError, UsageError
+from heddle.repo.locks import directory_locked
+
+if TYPE_CHECKING:
+    from heddle.repo.gitlink import GitDir
+
+KEYS: Mapping[str, str] = {
+    "principal.name": "the human who answers for captures",
+    "principal.email": "their address",
+    "agent.provider": "who runs the model that makes the changes, such as anthropic",
+    "agent.model": "the model's name",
+    "agent.session": "the run of the agent",
+    "agent.task": "what the agent is working on",
+}
+"""Every key that can be set, with its help; all are text."""
+
+_GIT_KEYS = {"principal.name": b"name", "principal.email": b"email"}
+
+
+def check_key(key: str) -> None:
+    """Check that a key exists.
+
+    Raises:
+        UsageError: it does not; the hint lists the near ones.
+    """
+    if key in KEYS:
+        return
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, KEYS, n=3) or sorted(KEYS)
+    raise UsageError(f"no setting is called {key!r}", hint="did you mean " + ", ".join(near) + "?")
+
+
+class ConfigFile:
+    """One TOML file of settings; a missing file is an empty one.
+
+    Args:
+        path: the file, or None for a layer that has no place (no home directory).
+        source: what users call it: ``repository config`` or ``user config``.
+    """
+
+    def __init__(self, path: Path | None, source: str) -> None:
+        self.path = path
+        self.source = source
+
+    def values(self) -> dict[str, str]:
+        """The known settings that the file gives, by key.
+
+        Raises:
+            ConfigError: it does not parse, or a value is not text; names the line and column or the key.
+        """
+        tables = self._parse(self._read())
+        found = {}
+        for key in KEYS:
+            value = _lookup(tables, key)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise ConfigError(f"{self.path}: {key} has to be text in quotes")
+            found[key] = value
+        return found
+
+    def set(self, key: str, value: str | None) -> None:
+        """Give a setting a value, or take it out; comments and everything else stay as they are.
+
+        The new file replaces the old one whole; two commands at once can't lose each other's change.
+
+        Args:
+            value: None removes the setting.
+
+        Raises:
+            UsageError: no such setting, or not a value for it.
+            ConfigError: the file does not parse, or is written in a way that only a person can edit.
+            CannotCreate: it can't be written.
+        """
+        check_key(key)
+        wrong = None if value is None else what_is_wrong(key, value)
+        if wrong is not None:
+            raise UsageError(f"{key} {wrong}")
+        if self.path is None:
+            raise ConfigError("there is no home directory to keep a user configuration in")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with directory_locked(self.path.parent):
+                old = self._read()
+                atomic.write_file(self.path, self._edited(old, key, value).encode())
+        except OSError as error:
+            raise CannotCreate(f"can't write {self.path}: {error.strerror}") from error
+
+    def _read(self) -> str:
+        if self.path is None:
+            return ""
+        try:
+            return self.path.read_bytes().decode()
+        except FileNotFoundError:
+            return ""
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start]
+            line = before.count(b"\n") + 1
+            column = error.start - before.rfind(b"\n")
+            raise ConfigError(
+                f"{self.path}: line {line}, column {column}: not UTF-8", hint="edit the file"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"can't read {self.path}: {error.strerror}") from error
+
+    def _parse(self, text: str) -> dict[str, Any]:
+        if not text:
+            return {}
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            message, line, column = _position(str(error), text)
+            raise ConfigError(
+                f"{self.path}: line {line}, column {column}: {message}", hint="edit the file"
+            ) from error
+
+    def _edited(self, text: str, key: str, value: str | None) -> str:
+        """The text with one setting changed, proved by parsing both."""
+        wanted = self._parse(text)
+        _assign(wanted, key, value)
+        edited = _edit(text, key, value)
+        if _without_empty(self._parse(edited)) != _without_empty(wanted):
+            raise ConfigError(
+                f"{self.path} gives {key} in a way that only a person can edit",
+                hint="edit the file",
+            )
+        return edited
+
+
+class Config:
+    """All settings that hold for one repository, from every layer.
+
+    Args:
+        heddle_dir: the repository's ``.heddle``.
+        git: the git repository it lies on, if any.
+    """
+
+    def __init__(self, heddle_dir: Path, git: GitDir | None = None) -> None:
+        self.repository = ConfigFile(heddle_dir / "config.toml", "repository config")
+        self._git = git
+
+    def layers(self, environment: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]:
+        """The layers in order, most important first: name and values; git's is read when asked a value."""
+        user = user_file(environment)
+        return [
+            (self.repository.source, self.repository.values()),
+            ("git config", _GitValues(self._git, environment)),
+            (user.source, user.values()),
+        ]
+
+    def get(self, key: str, environment: Mapping[str, str]) -> Sourced:
+        """The value of one setting and the layer that gives it.
+
+        Raises:
+            UsageError: no such setting.
+        """
+        check_key(key)
+        for source, values in self.layers(environment):
+            value = values.get(key)
+            if value is not None:
+                return Sourced(value, source)
+        return Sourced(None, None)
+
+    def list(self, environment: Mapping[str, str]) -> dict[str, Sourced]:
+        """Every setting that has a value, by key."""
+        found = {key: self.get(key, environment) for key in KEYS}
+        return {key: sourced for key, sourced in found.items() if sourced.value is not None}
+
+
+def user_file(environment: Mapping[str, str]) -> ConfigFile:
+    """The user's configuration: ``$HEDDLE_CONFIG``, else under ``$XDG_CONFIG_HOME``, else ``~/.config``."""
+    named = environment.get("HEDDLE_CONFIG")
+    if named:
+        return ConfigFile(Path(named), "user config")
+    home = _config_home(environment)
+    return ConfigFile(home / "heddle" / "config.toml" if home else None, "user config")
+
+
+def _config_home(environment: Mapping[str, str]) -> Path | None:
+    # A relative $XDG_CONFIG_HOME is to be ignored (XDG Base Directory Specification).
+    configured = environment.get("XDG_CONFIG_HOME", "")
+    if configured.startswith("/"):
+        return Path(configured)
+    home = environment.get("HOME")
+    return Path(home, ".config") if home else None
+
+
+class _GitValues(Mapping[str, str]):
+    """The principal as git is configured (git-config(1), FILES), read when first asked for."""
+
+    def __init__(self, git: GitDir | None, environment: Mapping[str, str]) -> None:
+        self._git = git
+        self._environment = environment
+        self._read: dict[str, str] | None = None
+
+    def __getitem__(self, key: str) -> str:
+        if key not in _GIT_KEYS:
+            raise KeyError(key)
+        return self._values()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+    def _values(self) -> dict[str, str]:
+        if self._read is None:
+            self._read = {}
+            for path in self._files():
+                for key, value in _git_user(path).items():
+                    self._read.setdefault(key, value)
+        return self._read
+
+    def _files(self) -> Iterator[Path]:
+        """Most important first."""
+        get = self._environment.get
+        if self._git is not None:
+            yield self._git.path / "config.worktree"
+            yield self._git.common / "config"
+        if get("GIT_CONFIG_GLOBAL") is not None:
+            yield Path(get("GIT_CONFIG_GLOBAL") or "/dev/null")
+        else:
+            if get("HOME"):
+                yield Path(get("HOME") or "", ".gitconfig")
+            home = _config_home(self._environment)
+            if home is not None:
+                yield home / "git" / "config"
+        if get("GIT_CONFIG_NOSYSTEM", "").lower() not in ("1", "true", "yes", "on"):
+            yield Path(get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
+
+
+def _git_user(path: Path) -> dict[str, str]:
+    """The principal that one git configuration file gives."""
+    if not path.is_file():
+        return {}
+    from dulwich.config import ConfigFile as GitConfigFile
+
+    try:
+        config = GitConfigFile.from_path(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read git's {path}: {error}") from error
+    found = {}
+    for key, name in _GIT_KEYS.items():
+        try:
+            value = config.get((b"user",), name).decode(errors="surrogateescape").strip()
+        except KeyError:
+            continue
+        if value:
+            found[key] = value
+    return found
+
+
+# editing TOML line by line
+
+
+_TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(#.*)?$")
+_ANY_TABLE = re.compile(r"\s*\[")
+_SINGLE_LINE = r"""("(?:[^"\\]|\\.)*"|'[^']*'|[^\s#"']+)"""
+
+
+def _edit(text: str, key: str, value: str | None) -> str:
+    """Change, add or remove one setting in its ``[table]``; unusual spellings come out wrong or unchanged."""
+    table, _, name = key.partition(".")
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    start, end = _table_span(lines, table)
+    setting = re.compile(rf"(\s*{name}\s*=\s*){_SINGLE_LINE}(\s*(?:#.*)?)$", re.DOTALL)
+    for number in range(start, end):
+        match = setting.match(lines[number])
+        if match:
+            changed = f"{match[1]}{_quoted(value)}{match[3]}" if value is not None else ""
+            return "".join([*lines[:number], changed, *lines[number + 1 :]])
+    if value is None:
+        return "".join(lines)
+    if start == end:
+        gap = "\n" if lines else ""
+        return "".join([*lines, f"{gap}[{table}]\n{name} = {_quoted(value)}\n"])
+    while end > start + 1 and not lines[end - 1].strip():
+        end -= 1
+    return "".join([*lines[:end], f"{name} = {_quoted(value)}\n", *lines[end:]])
+
+
+def _table_span(lines: list[str], table: str) -> tuple[int, int]:
+    """The lines of ``[table]`` with its header; an empty span at the end where there is none."""
+    for start, line in enumerate(lines):
+        match = _TABLE.match(line)
+        if match and match[1] == table:
+            end = start + 1
+            while end < len(lines) and not _ANY_TABLE.match(lines[end]):
+                end += 1
+            return start, end
+    return len(lines), len(lines)
+
+
+def _quoted(value: str) -> str:
+    """A TOML basic string; control characters have been refused before."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _lookup(tables: Mapping[str, Any], key: str) -> Any:
+    found: Any = tables
+    for part in key.split("."):
+        if not isinstance(found, dict):
+            return None
+        found = found.get(part)
+    return found
+
+
+def _assign(tables: dict[str, Any], key: str, value: str | None) -> None:
+    table, _, name = key.partition(".")
+    values = tables.setdefault(table, {})
+    if not isinstance(values, dict):
+        return
+    if value is None:
+        values.pop(name, None)
+    else:
+        values[name] = value
+
+
+def _without_empty(tables: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in tables.items() if values != {}}
+
+
+def _position(message: str, text: str) -> tuple[str, int, int]:
+    """tomllib's message without its position, and the position: line and column from 1."""
+    match = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if match:
+        return message[: match.start()], int(match[1]), int(match[2])
+    last = text.rfind("\n") + 1
+    return message.removesuffix(" (at end of document)"), text.count("\n") + 1, len(text) - last + 1

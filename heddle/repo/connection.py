@@ -1,0 +1,230 @@
+"""One SQLite file, opened safely: locking, forks, read-only media, and errors a user can read.
+
+Owns how the file is opened, who may use the connection when, and what an SQLite error means to a user. What the
+tables mean is ``database.py``'s; this module knows no table.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from heddle import faults
+from heddle.errors import Busy, HeddleError, RepositoryTooNew, StorageError
+
+BUSY_WAIT_S = 30.0
+"""How long a command waits for another one's transaction, in seconds; transactions take milliseconds."""
+
+# The file header, from "The SQLite Database Format" (sqlite.org/fileformat2.html), section 1.3.
+_MAGIC = b"SQLite format 3\x00"
+_USER_VERSION_OFFSET = 60
+
+_FSCK = "heddle fsck says what is damaged; heddle.db can be copied aside before anything is tried"
+_NO_WRITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+
+
+class Connection:
+    """One SQLite database in WAL mode, usable from every thread of a process and across fork.
+
+    The threads of a process share one connection under a lock that is held for one query or one transaction.
+    No connection survives fork(2): SQLite forgets its POSIX locks in the child, so it is closed before the
+    fork and each side opens its own when it next needs one.
+
+    Args:
+        path: the database file; must exist.
+        version: the newest ``user_version`` understood. A file with another one is refused unread.
+    """
+
+    def __init__(self, path: Path, *, version: int) -> None:
+        self.path = path
+        self._version = version
+        self._lock = threading.RLock()
+        self._open: sqlite3.Connection | None = None
+        _connections.add(self)
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """Run one reading statement and return all its rows.
+
+        Raises:
+            StorageError: the database can't be read or is damaged.
+            Busy: another process kept it locked for ``BUSY_WAIT_S``.
+            RepositoryTooNew: a newer heddle wrote it.
+        """
+        with self._lock, self._translated():
+            return self._connection().execute(sql, parameters).fetchall()
+
+    @contextmanager
+    def transaction(self, *, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
+        """Everything executed in the block happens at once when it ends well, or not at all.
+
+        The write lock is taken at the start (BEGIN IMMEDIATE), so what the block reads can't change before
+        it commits. The commit is the commit point: a crash before it leaves the old content, a crash after
+        it the new, also when the power fails (synchronous=FULL syncs the log first).
+
+        Args:
+            wait_s: how long to wait for another writer, in seconds.
+
+        Raises:
+            Busy: another process kept writing for ``wait_s``.
+            StorageError: the database can't be written (damaged, read-only, no space).
+        """
+        with self._lock, self._translated():
+            connection = self._connection()
+            assert not connection.in_transaction, "transactions don't nest"
+            connection.execute(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                faults.reach("database.before-commit")
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            faults.reach("database.after-commit")
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._open is None:
+            self._check_header()
+            self._open = self._connect()
+        return self._open
+
+    def _check_header(self) -> None:
+        """Refuse what SQLite need not touch: a missing file, another format, a newer version."""
+        try:
+            with self.path.open("rb") as file:
+                header = file.read(100)
+        except OSError as error:
+            raise StorageError(
+                f"can't open the database {self.path}: {error.strerror}", hint=_FSCK
+            ) from error
+        if len(header) < 100 or not header.startswith(_MAGIC):
+            raise StorageError(f"the database {self.path} is damaged: not SQLite", hint=_FSCK)
+        version = header[_USER_VERSION_OFFSET : _USER_VERSION_OFFSET + 4]
+        self._check_version(int.from_bytes(version, "big"))
+
+    def _check_version(self, found: int) -> None:
+        if found > self._version:
+            raise RepositoryTooNew(
+                f"{self.path} has format {found}; this heddle knows formats up to {self._version}",
+                hint="install the newer heddle that wrote it",
+            )
+        if found < self._version:
+            raise StorageError(f"the database {self.path} is damaged: format {found}", hint=_FSCK)
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            connection = self._configured(f"file:{_uri_path(self.path)}?mode=rw")
+        except sqlite3.OperationalError as error:
+            if _primary(error) not in _NO_WRITE:
+                raise
+            connection = self._snapshot()
+        self._check_version(connection.execute("PRAGMA user_version").fetchone()[0])
+        return connection
+
+    def _configured(self, uri: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_WAIT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _snapshot(self) -> sqlite3.Connection:
+        """Read a database whose directory can't be written, where WAL mode could not make its files.
+
+        With nothing in the write-ahead log the file itself is complete; otherwise a private copy of both is
+        read into memory.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        if not log.exists() or log.stat().st_size == 0:
+            return self._configured(f"file:{_uri_path(self.path)}?mode=ro&immutable=1")
+        from shutil import copyfile
+        from tempfile import TemporaryDirectory
+
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        with TemporaryDirectory(prefix="heddle-") as directory:
+            copy = Path(directory, self.path.name)
+            copyfile(log, copy.with_name(log.name))
+            copyfile(self.path, copy)
+            source = self._configured(f"file:{_uri_path(copy)}?mode=rw")
+            source.backup(memory)
+            source.close()
+        memory.execute("PRAGMA query_only=ON")
+        return memory
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.Error as error:
+            raise self._as_heddle_error(error) from error
+
+    def _as_heddle_error(self, error: sqlite3.Error) -> HeddleError:
+        match _primary(error):
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return Busy(f"{self.path} is in use by another process", hint="run it again")
+            case sqlite3.SQLITE_READONLY:
+                return StorageError(
+                    f"{self.path} can't be written",
+                    hint=f"check who may write to {self.path.parent}",
+                )
+            case sqlite3.SQLITE_FULL:
+                return StorageError(
+                    f"no space left to write {self.path}", hint="free some space and run it again"
+                )
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_NOMEM:
+                return StorageError(f"can't use the database {self.path}: {error}", hint=_FSCK)
+        return StorageError(f"the database {self.path} is damaged: {error}", hint=_FSCK)
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """The primary result code: the low byte of SQLite's extended one."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _uri_path(path: Path) -> str:
+    """A path as SQLite's URI file names want it: every byte but plain ones as %XX."""
+    plain = b"/abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~"
+    return "".join(chr(c) if c in plain else f"%{c:02X}" for c in os.fsencode(path))
+
+
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_held_for_fork: list[Connection] = []
+
+
+def _before_fork() -> None:
+    for connection in list(_connections):
+        connection._lock.acquire()
+        _held_for_fork.append(connection)
+        if connection._open is not None and not connection._open.in_transaction:
+            connection.close()
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop()._lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

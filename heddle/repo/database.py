@@ -1,0 +1,654 @@
+"""``heddle.db``: everything in a repository that changes, in one SQLite file.
+
+Owns the tables, what their columns mean, and the transactions that change them. How the file is opened, locked
+and protected is ``connection.py``'s; what a thread, a spec or an overlay means to a user is decided above.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from heddle.errors import (
+    Busy,
+    DataError,
+    MarkerExists,
+    MarkerNotFound,
+    StorageError,
+    ThreadExists,
+    ThreadMoved,
+    ThreadNotFound,
+)
+from heddle.repo.connection import Connection
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from dulwich.objects import ObjectID
+
+    from heddle.objects.store import Problem
+
+FORMAT = 1
+"""``PRAGMA user_version`` of the tables below; raised whenever an older heddle could misread them."""
+
+# State ids are lower-case hex text (40 or 64 digits), NULL where there is no state. Times named ``_ns`` are
+# nanoseconds since the epoch (UTC). Names of threads and markers are text as names.py allows them. Paths inside
+# the repository and of the host are blobs, byte for byte.
+#
+# meta            facts fixed when the repository was made
+#   key           'object_format' ('sha1' | 'sha256') or 'created_ns'
+#
+# head            one row: what HEAD means in the plain working directory
+#   thread        a threads.name
+#
+# threads         the mutable names
+#   state         the state it is at; NULL before its first capture
+#   created_ns    when the name was made
+#   updated_ns    when state last moved (created_ns before that)
+#
+# markers         the immutable names; a row is inserted or deleted, never updated
+#   message       why, in the maker's words; '' when nothing was said
+#
+# changes         every published state by its change id, so that a change id needs no walk over the history
+#   published_ns  when publish made it a thread's state; the latest is what the change id means
+#
+# operations      the log of everything that moved a thread, a marker or HEAD; only ever appended to
+#   id            rises by one
+#   time_ns       rises from transaction to transaction; rows of one transaction share it
+#   kind          what was asked: 'capture', 'thread-create', 'thread-rename', 'thread-delete',
+#                 'marker-create', 'marker-delete', 'switch', 'init', and what later commands add
+#   subject       which kind of name moved: 'thread' | 'marker' | 'head'
+#   name          the thread's or marker's name; 'HEAD' for head
+#   old, new      state ids, or thread names where subject is 'head'; NULL: had none, or has none now
+#   who           'Name <email>', with ' via provider/model' for an agent; NULL when nobody was named
+#   message       one line for people; '' when nothing was said
+#
+# overlays        threads that have been mounted
+#   thread        a threads.name
+#   base          the state that .heddle/overlays/<thread>/upper is relative to; NULL is the empty tree
+#
+# overlay_moves   directory renames under .heddle/overlays that a committed transaction promised and that may not
+#                 have happened yet; whoever sees a row finishes it and deletes it
+#   source,target names relative to .heddle/overlays
+#
+# mounts          sessions, as they said when they began: a hint, the kernel and the processes decide
+#   mountpoint    absolute host path
+#   spec          the state spec it was mounted with
+#   thread        the thread it writes to; NULL for a read-only mount of a state
+#   pid           the session process
+#   start_ticks   its start time in clock ticks since boot (field 22 of /proc/<pid>/stat)
+#   boot_id       /proc/sys/kernel/random/boot_id of that boot
+#   since_ns      when the mount first answered
+#   read_only, allow_other  0 or 1
+#   socket, log   host paths of its control socket and its log
+#   agent         JSON object of attribution defaults given at the mount, keys as in attribution.py
+#
+# worktree        one row: the plain working directory
+#   base          the state it was last at; NULL is the empty tree
+#
+# worktree_files  stat cache of the plain working directory; may be dropped at any time
+#   path          relative to the working directory
+#   mode          st_mode; size in bytes; mtime_ns, ctime_ns, ino as stat(2) gave them
+#   id            hex id of the blob that the content had
+#   cached_at_ns  when the content was read: a file whose mtime is not older may have changed since
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), thread TEXT NOT NULL);
+CREATE TABLE threads (
+    name TEXT PRIMARY KEY, state TEXT, created_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE markers (
+    name TEXT PRIMARY KEY, state TEXT NOT NULL, created_ns INTEGER NOT NULL, message TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE changes (
+    change_id TEXT NOT NULL, state TEXT NOT NULL, published_ns INTEGER NOT NULL,
+    PRIMARY KEY (change_id, state)
+) WITHOUT ROWID;
+CREATE TABLE operations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, kind TEXT NOT NULL,
+    subject TEXT NOT NULL CHECK (subject IN ('thread', 'marker', 'head')), name TEXT NOT NULL,
+    old TEXT, new TEXT, who TEXT, message TEXT NOT NULL
+);
+CREATE TABLE overlays (thread TEXT PRIMARY KEY, base TEXT) WITHOUT ROWID;
+CREATE TABLE overlay_moves (source TEXT PRIMARY KEY, target TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE mounts (
+    mountpoint BLOB PRIMARY KEY, spec TEXT NOT NULL, thread TEXT, pid INTEGER NOT NULL,
+    start_ticks INTEGER NOT NULL, boot_id TEXT NOT NULL, since_ns INTEGER NOT NULL,
+    read_only INTEGER NOT NULL, allow_other INTEGER NOT NULL, socket BLOB NOT NULL, log BLOB NOT NULL,
+    agent TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE worktree (id INTEGER PRIMARY KEY CHECK (id = 1), base TEXT);
+CREATE TABLE worktree_files (
+    path BLOB PRIMARY KEY, mode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL, ino INTEGER NOT NULL, id BLOB NOT NULL, cached_at_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A mutable name of a state; ``state`` is None before its first capture."""
+
+    name: str
+    state: ObjectID | None
+    created_ns: int
+    updated_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """An immutable name of a state."""
+
+    name: str
+    state: ObjectID
+    created_ns: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the operation log; the columns are explained above the schema."""
+
+    id: int
+    time_ns: int
+    kind: str
+    subject: str
+    name: str
+    old: str | None
+    new: str | None
+    who: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """What a session said of itself when it began; the columns are explained above the schema."""
+
+    mountpoint: bytes
+    spec: str
+    thread: str | None
+    pid: int
+    start_ticks: int
+    boot_id: str
+    since_ns: int
+    read_only: bool
+    allow_other: bool
+    socket: bytes
+    log: bytes
+    agent: Mapping[str, str] = field(default_factory=dict)
+
+
+class CachedFile(NamedTuple):
+    """What stat(2) said of a file of the working directory when its content was blob ``id``."""
+
+    path: bytes
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    ino: int
+    id: ObjectID
+    cached_at_ns: int
+
+
+class Database:
+    """The tables of one repository. Every changing method is one transaction and logs what it moved.
+
+    Args:
+        path: ``heddle.db``; opened at first use.
+
+    Every method may raise StorageError (damaged, unreadable), Busy (locked for too long) and RepositoryTooNew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = Connection(path, version=FORMAT)
+
+    @staticmethod
+    def create(path: Path, *, object_format: str, thread: str, state: ObjectID | None) -> None:
+        """Write a new database to ``path``, which must not exist, with HEAD on ``thread`` at ``state``.
+
+        The file is complete and closed on return; the caller makes it durable and gives it its name.
+        """
+        import sqlite3
+
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={FORMAT}; COMMIT")
+            connection.execute("BEGIN")
+            now_ns = time.time_ns()
+            facts = [("object_format", object_format), ("created_ns", str(now_ns))]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
+            log = _Log(connection, "init", None, "")
+            _insert_thread(log, thread, state)
+            connection.execute("INSERT INTO head VALUES (1, ?)", (thread,))
+            log.add("head", "HEAD", None, thread)
+            connection.execute("INSERT INTO worktree VALUES (1, ?)", (_text(state),))
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        self._connection.close()
+
+    def object_format(self) -> str:
+        """``sha1`` or ``sha256``."""
+        return cast(str, self._one("SELECT value FROM meta WHERE key = 'object_format'")[0])
+
+    # threads
+
+    def threads(self) -> list[Thread]:
+        """All threads by name."""
+        rows = self._connection.query("SELECT * FROM threads ORDER BY name")
+        return [Thread(name, _id(state), made, moved) for name, state, made, moved in rows]
+
+    def thread(self, name: str) -> Thread | None:
+        """The thread of this name, or None."""
+        rows = self._connection.query("SELECT * FROM threads WHERE name = ?", (name,))
+        return Thread(rows[0][0], _id(rows[0][1]), *rows[0][2:]) if rows else None
+
+    def create_thread(
+        self, name: str, state: ObjectID | None, *, who: str | None = None, message: str = ""
+    ) -> None:
+        """Make a thread.
+
+        Raises:
+            ThreadExists: the name is taken.
+        """
+        with self._connection.transaction() as sql:
+            if _thread_row(sql, name) is not None:
+                raise ThreadExists(f"thread '{name}' exists", hint=f"heddle thread show {name}")
+            _insert_thread(_Log(sql, "thread-create", who, message), name, state)
+
+    def rename_thread(
+        self, old: str, new: str, *, who: str | None = None, overlay_move: tuple[str, str] | None
+    ) -> None:
+        """Give a thread another name; HEAD and its overlay row follow.
+
+        Args:
+            overlay_move: the directory rename under ``overlays/`` that goes with it, recorded to be done.
+
+        Raises:
+            ThreadNotFound: there is no thread ``old``.
+            ThreadExists: ``new`` is taken.
+        """
+        with self._connection.transaction() as sql:
+            state = _existing_thread(sql, old)
+            if _thread_row(sql, new) is not None:
+                raise ThreadExists(f"thread '{new}' exists", hint=f"heddle thread show {new}")
+            sql.execute("UPDATE threads SET name = ? WHERE name = ?", (new, old))
+            sql.execute("DELETE FROM overlays WHERE thread = ?", (new,))
+            sql.execute("UPDATE overlays SET thread = ? WHERE thread = ?", (new, old))
+            log = _Log(sql, "thread-rename", who, f"{old} is now {new}")
+            log.add("thread", old, state, None)
+            log.add("thread", new, None, state)
+            if _head(sql) == old:
+                sql.execute("UPDATE head SET thread = ?", (new,))
+                log.add("head", "HEAD", old, new)
+            _promise_move(sql, overlay_move)
+
+    def delete_thread(
+        self, name: str, *, who: str | None = None, overlay_move: tuple[str, str] | None
+    ) -> None:
+        """Forget a thread's name; its states stay and the operation log keeps which it was at.
+
+        Args:
+            overlay_move: the directory rename under ``overlays/`` that goes with it, recorded to be done.
+
+        Raises:
+            ThreadNotFound: there is no such thread.
+            DataError: HEAD is on it.
+        """
+        with self._connection.transaction() as sql:
+            state = _existing_thread(sql, name)
+            if _head(sql) == name:
+                raise DataError(
+                    f"thread '{name}' is the one HEAD is on", hint="heddle switch to another first"
+                )
+            sql.execute("DELETE FROM threads WHERE name = ?", (name,))
+            sql.execute("DELETE FROM overlays WHERE thread = ?", (name,))
+            _Log(sql, "thread-delete", who, "").add("thread", name, state, None)
+            _promise_move(sql, overlay_move)
+
+    def publish(
+        self,
+        *,
+        thread: str,
+        expected: ObjectID | None,
+        new: ObjectID,
+        change_id: str,
+        kind: str,
+        who: str | None,
+        message: str,
+        overlay_base: bool = False,
+        worktree_base: bool = False,
+    ) -> None:
+        """Move a thread from ``expected`` to ``new``: the commit point of every capture.
+
+        Args:
+            overlay_base: also record that the thread's overlay is now relative to ``new``.
+            worktree_base: also record that the working directory is now at ``new``.
+
+        Raises:
+            ThreadNotFound: the thread is gone.
+            ThreadMoved: it is not at ``expected``; nothing was changed.
+        """
+        with self._connection.transaction() as sql:
+            found = _existing_thread(sql, thread)
+            if found != _text(expected):
+                raise ThreadMoved(
+                    f"thread '{thread}' moved from {_short(_text(expected))} to {_short(found)} "
+                    "while this change was being recorded",
+                    hint="nothing was lost; look at heddle log, then run the command again",
+                )
+            log = _Log(sql, kind, who, message)
+            values = (_text(new), log.time_ns, thread)
+            sql.execute("UPDATE threads SET state = ?, updated_ns = ? WHERE name = ?", values)
+            change = (change_id, _text(new), log.time_ns)
+            sql.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?)", change)
+            log.add("thread", thread, found, _text(new))
+            if overlay_base:
+                sql.execute("INSERT OR REPLACE INTO overlays VALUES (?, ?)", (thread, _text(new)))
+            if worktree_base:
+                sql.execute("UPDATE worktree SET base = ?", (_text(new),))
+
+    # markers
+
+    def markers(self) -> list[Marker]:
+        """All markers by name."""
+        rows = self._connection.query("SELECT * FROM markers ORDER BY name")
+        return [Marker(row[0], _known_id(row[1]), row[2], row[3]) for row in rows]
+
+    def marker(self, name: str) -> Marker | None:
+        """The marker of this name, or None."""
+        rows = self._connection.query("SELECT * FROM markers WHERE name = ?", (name,))
+        return Marker(rows[0][0], _known_id(rows[0][1]), *rows[0][2:]) if rows else None
+
+    def create_marker(
+        self, name: str, state: ObjectID, *, who: str | None = None, message: str = ""
+    ) -> None:
+        """Make a marker.
+
+        Raises:
+            MarkerExists: the name is taken; markers never move.
+        """
+        with self._connection.transaction() as sql:
+            if sql.execute("SELECT 1 FROM markers WHERE name = ?", (name,)).fetchone():
+                raise MarkerExists(f"marker '{name}' exists", hint=f"heddle marker delete {name}")
+            log = _Log(sql, "marker-create", who, message)
+            values = (name, _text(state), log.time_ns, message)
+            sql.execute("INSERT INTO markers VALUES (?, ?, ?, ?)", values)
+            log.add("marker", name, None, _text(state))
+
+    def delete_marker(self, name: str, *, who: str | None = None) -> None:
+        """Forget a marker's name; the operation log keeps which state it named.
+
+        Raises:
+            MarkerNotFound: there is no such marker.
+        """
+        with self._connection.transaction() as sql:
+            row = sql.execute("SELECT state FROM markers WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise MarkerNotFound(f"no marker '{name}'", hint="heddle marker list")
+            sql.execute("DELETE FROM markers WHERE name = ?", (name,))
+            _Log(sql, "marker-delete", who, "").add("marker", name, row[0], None)
+
+    # HEAD and the plain working directory
+
+    def head(self) -> str:
+        """The name of the thread that HEAD is on."""
+        return cast(str, self._one("SELECT thread FROM head")[0])
+
+    def move_head(
+        self, thread: str, *, base: ObjectID | None, who: str | None = None, kind: str = "switch"
+    ) -> None:
+        """Put HEAD on a thread and record that the working directory is at ``base``.
+
+        Raises:
+            ThreadNotFound: there is no such thread.
+        """
+        with self._connection.transaction() as sql:
+            _existing_thread(sql, thread)
+            old = _head(sql)
+            sql.execute("UPDATE head SET thread = ?", (thread,))
+            sql.execute("UPDATE worktree SET base = ?", (_text(base),))
+            _Log(sql, kind, who, "").add("head", "HEAD", old, thread)
+
+    def worktree_base(self) -> ObjectID | None:
+        """The state the plain working directory was last at; None is the empty tree."""
+        return _id(self._one("SELECT base FROM worktree")[0])
+
+    def set_worktree_base(self, state: ObjectID | None) -> None:
+        """Record what state the plain working directory is at."""
+        with self._connection.transaction() as sql:
+            sql.execute("UPDATE worktree SET base = ?", (_text(state),))
+
+    def cached_files(self) -> dict[bytes, CachedFile]:
+        """The whole stat cache of the plain working directory, by path."""
+        rows = self._connection.query("SELECT * FROM worktree_files")
+        return {row[0]: row for row in map(CachedFile._make, rows)}
+
+    def cache_files(
+        self, changed: Iterable[CachedFile], removed: Iterable[bytes] = (), *, wait_s: float = 0.1
+    ) -> bool:
+        """Update the stat cache; a cache that can't be written is left as it was.
+
+        Args:
+            changed: rows to add or replace.
+            removed: paths to forget.
+            wait_s: how long to wait for another writer, in seconds.
+
+        Returns:
+            Whether it was written.
+        """
+        try:
+            with self._connection.transaction(wait_s=wait_s) as sql:
+                gone = [(path,) for path in removed]
+                sql.executemany("DELETE FROM worktree_files WHERE path = ?", gone)
+                values = "(?, ?, ?, ?, ?, ?, ?, ?)"
+                sql.executemany(f"INSERT OR REPLACE INTO worktree_files VALUES {values}", changed)
+        except (Busy, StorageError):
+            return False
+        return True
+
+    # overlays and mounts
+
+    def overlay_base(self, thread: str) -> ObjectID | None:
+        """The state a thread's overlay is relative to; None: the empty tree, or never mounted."""
+        rows = self._connection.query("SELECT base FROM overlays WHERE thread = ?", (thread,))
+        return _id(rows[0][0]) if rows else None
+
+    def has_overlay(self, thread: str) -> bool:
+        """Whether a base was ever recorded for this thread's overlay."""
+        return bool(self._connection.query("SELECT 1 FROM overlays WHERE thread = ?", (thread,)))
+
+    def set_overlay_base(self, thread: str, state: ObjectID | None) -> None:
+        """Record what state a thread's overlay is relative to.
+
+        Raises:
+            ThreadNotFound: there is no such thread.
+        """
+        with self._connection.transaction() as sql:
+            _existing_thread(sql, thread)
+            sql.execute("INSERT OR REPLACE INTO overlays VALUES (?, ?)", (thread, _text(state)))
+
+    def overlay_moves(self) -> list[tuple[str, str]]:
+        """Directory renames under ``overlays/`` that were promised and perhaps not done: (source, target)."""
+        return self._connection.query("SELECT source, target FROM overlay_moves")
+
+    def finish_overlay_move(self, source: str) -> None:
+        """Forget a promised directory rename that has been done."""
+        with self._connection.transaction() as sql:
+            sql.execute("DELETE FROM overlay_moves WHERE source = ?", (source,))
+
+    def mounts(self) -> list[MountRecord]:
+        """Every session that registered itself and was not removed, oldest first."""
+        rows = self._connection.query("SELECT * FROM mounts ORDER BY since_ns, mountpoint")
+        return [_mount_record(*row) for row in rows]
+
+    def put_mount(self, record: MountRecord) -> None:
+        """Register a session, in place of whatever was registered at its mountpoint."""
+        row = (
+            *(record.mountpoint, record.spec, record.thread, record.pid, record.start_ticks),
+            *(record.boot_id, record.since_ns, int(record.read_only), int(record.allow_other)),
+            *(record.socket, record.log, json.dumps(dict(record.agent))),
+        )
+        with self._connection.transaction() as sql:
+            sql.execute(f"INSERT OR REPLACE INTO mounts VALUES ({','.join('?' * 12)})", row)
+
+    def remove_mount(self, mountpoint: bytes, *, pid: int | None = None) -> None:
+        """Forget the session registered at a mountpoint.
+
+        Args:
+            pid: only if it is this process, so that a late exit does not forget its successor.
+        """
+        where = "mountpoint = ? AND (? IS NULL OR pid = ?)"
+        with self._connection.transaction() as sql:
+            sql.execute(f"DELETE FROM mounts WHERE {where}", (mountpoint, pid, pid))
+
+    # looking back
+
+    def operations(self, *, limit: int | None = None, name: str | None = None) -> list[Operation]:
+        """The operation log, newest first.
+
+        Args:
+            limit: at most this many.
+            name: only those that moved the thread or marker of this name.
+        """
+        rows = self._connection.query(
+            "SELECT * FROM operations WHERE ?1 IS NULL OR name = ?1 ORDER BY id DESC LIMIT ?2",
+            (name, -1 if limit is None else limit),
+        )
+        return [Operation(*row) for row in rows]
+
+    def changes(self, prefix: str) -> list[tuple[str, ObjectID]]:
+        """Published states whose change id begins with ``prefix``, latest first: (change id, state)."""
+        rows = self._connection.query(
+            "SELECT change_id, state FROM changes WHERE change_id >= ? AND change_id < ? "
+            "ORDER BY published_ns DESC",
+            (prefix, prefix + "\U0010ffff"),
+        )
+        return [(change_id, _known_id(state)) for change_id, state in rows]
+
+    def check(self, is_state: Callable[[ObjectID], bool]) -> list[Problem]:
+        """Verify the file and that everything it names exists.
+
+        Args:
+            is_state: whether an id is a commit in the object store.
+        """
+        from heddle.objects.store import Problem
+
+        found = [
+            Problem("database", f"{self.path}: {row[0]}", "copy heddle.db aside; sqlite3 .recover")
+            for row in self._connection.query("PRAGMA integrity_check")
+            if row[0] != "ok"
+        ]
+        if found:
+            return found
+        if self.thread(self.head()) is None:
+            what = f"HEAD is on thread '{self.head()}', which does not exist"
+            found.append(Problem("database", what, f"heddle thread create {self.head()}"))
+        known: dict[str, bool] = {}
+        for where, state in self._connection.query(_NAMED_STATES):
+            if state not in known:
+                known[state] = is_state(_known_id(state))
+            if not known[state]:
+                what = f"{where} names state {state}, which is not in the object store"
+                found.append(Problem("database", what, "heddle operations say what it was before"))
+        return found
+
+    def _one(self, sql: str) -> Any:
+        rows = self._connection.query(sql)
+        if not rows:
+            raise StorageError(
+                f"the database {self.path} is damaged: a row is missing", hint="heddle fsck"
+            )
+        return rows[0]
+
+
+_NAMED_STATES = """
+SELECT 'thread ' || name, state FROM threads WHERE state IS NOT NULL
+UNION ALL SELECT 'marker ' || name, state FROM markers
+UNION ALL SELECT 'the overlay of ' || thread, base FROM overlays WHERE base IS NOT NULL
+UNION ALL SELECT 'the working directory', base FROM worktree WHERE base IS NOT NULL
+UNION ALL SELECT 'operation ' || id, old FROM operations WHERE subject <> 'head' AND old IS NOT NULL
+UNION ALL SELECT 'operation ' || id, new FROM operations WHERE subject <> 'head' AND new IS NOT NULL
+"""
+
+
+class _Log:
+    """The operation rows of one transaction: they share a kind, a maker and a time."""
+
+    def __init__(self, sql: sqlite3.Connection, kind: str, who: str | None, message: str) -> None:
+        self.sql = sql
+        self._shared = (kind, who, message)
+        last = sql.execute("SELECT time_ns FROM operations ORDER BY id DESC LIMIT 1").fetchone()
+        self.time_ns = max(time.time_ns(), last[0] + 1 if last else 0)
+
+    def add(self, subject: str, name: str, old: str | None, new: str | None) -> None:
+        kind, who, message = self._shared
+        self.sql.execute(
+            "INSERT INTO operations (time_ns, kind, subject, name, old, new, who, message) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.time_ns, kind, subject, name, old, new, who, message),
+        )
+
+
+def _insert_thread(log: _Log, name: str, state: ObjectID | None) -> None:
+    values = (name, _text(state), log.time_ns, log.time_ns)
+    log.sql.execute("INSERT INTO threads VALUES (?, ?, ?, ?)", values)
+    log.add("thread", name, None, _text(state))
+
+
+def _thread_row(sql: sqlite3.Connection, name: str) -> tuple[str | None] | None:
+    row = sql.execute("SELECT state FROM threads WHERE name = ?", (name,)).fetchone()
+    return cast("tuple[str | None] | None", row)
+
+
+def _existing_thread(sql: sqlite3.Connection, name: str) -> str | None:
+    """The state of a thread that has to exist."""
+    row = _thread_row(sql, name)
+    if row is None:
+        raise ThreadNotFound(f"no thread '{name}'", hint="heddle thread list")
+    return row[0]
+
+
+def _head(sql: sqlite3.Connection) -> str:
+    return cast(str, sql.execute("SELECT thread FROM head").fetchone()[0])
+
+
+def _promise_move(sql: sqlite3.Connection, move: tuple[str, str] | None) -> None:
+    if move is not None:
+        sql.execute("INSERT OR REPLACE INTO overlay_moves VALUES (?, ?)", move)
+
+
+def _mount_record(*row: Any) -> MountRecord:
+    record = MountRecord(*row)
+    return replace(
+        record,
+        read_only=bool(record.read_only),
+        allow_other=bool(record.allow_other),
+        agent=json.loads(row[-1]),
+    )
+
+
+def _text(state: ObjectID | None) -> str | None:
+    return None if state is None else state.decode("ascii")
+
+
+def _id(text: str | None) -> ObjectID | None:
+    return None if text is None else _known_id(text)
+
+
+def _known_id(text: str) -> ObjectID:
+    return cast("ObjectID", text.encode("ascii"))
+
+
+def _short(state: str | None) -> str:
+    return "no state" if state is None else state[:12]

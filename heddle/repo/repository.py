@@ -1,0 +1,442 @@
+"""A repository: finding and making one, and the operations that its parts have in common.
+
+Owns the layout of ``.heddle`` and the order in which it comes into being. What a table, a spec, a setting or a
+thread means is its own module's; capturing, switching and mounting stand on top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from heddle import atomic, faults
+from heddle.errors import (
+    CannotCreate,
+    DataError,
+    NotARepository,
+    ObjectMissing,
+    PathNotFound,
+    StateNotFound,
+    StorageError,
+    UsageError,
+)
+from heddle.repo.database import Database, Marker, Operation, Thread
+from heddle.repo.locks import directory_locked
+from heddle.repo.threads import Markers, Threads, finish_overlay_moves
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.attribution import Attribution
+    from heddle.objects.state import State
+    from heddle.objects.store import ObjectStore
+    from heddle.repo.config import Config
+    from heddle.repo.gitlink import GitDir
+
+__all__ = ["OBJECT_FORMATS", "Marker", "Markers", "Operation", "Repository", "Thread", "Threads"]
+
+OBJECT_FORMATS = ("sha1", "sha256")
+_COMMIT = 1  # type number of a commit, as in a git pack (gitformat-pack(5))
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Repository:
+    """One repository, named by the directory that holds ``.heddle``.
+
+    Opening reads nothing; the database, the objects and the settings are opened when first used. Usable from
+    several threads, and after a fork.
+
+    Attributes:
+        path: the directory that holds ``.heddle``, absolute, without symbolic links.
+        heddle_dir: ``path/.heddle``.
+        created: whether ``init`` made it just now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heddle_dir = path / ".heddle"
+        self.created = False
+        self._current_thread: str | None = None
+
+    @classmethod
+    def init(cls, path: Path, *, object_format: str | None = None) -> Repository:
+        """Make a repository in a directory; where there is one already, open it.
+
+        HEAD is on a new thread ``main`` without a state; in a git checkout it is on a thread with the name of
+        git's branch, at git's commit, and git's objects are read where they are.
+
+        The database appears last, under its final name and complete: before that there is no repository, and
+        ``init`` can simply be run again.
+
+        Args:
+            path: the directory; made if it is missing.
+            object_format: ``sha1`` or ``sha256``; None: git's, or ``sha1``.
+
+        Raises:
+            UsageError: no such object format.
+            CannotCreate: the directory can't be made or written.
+            DataError: the place already has another format, or is inside a ``.heddle``.
+        """
+        if object_format is not None and object_format not in OBJECT_FORMATS:
+            known = " or ".join(OBJECT_FORMATS)
+            raise UsageError(f"no object format {object_format!r}", hint=f"it can be {known}")
+        repo = cls(path.resolve())
+        if ".heddle" in repo.path.parts:
+            raise DataError(f"{repo.path} is inside a repository's .heddle")
+        try:
+            repo.heddle_dir.mkdir(parents=True, exist_ok=True)
+            with directory_locked(repo.heddle_dir):
+                if not repo.database_path.exists():
+                    repo._create(object_format)
+                    repo.created = True
+        except OSError as error:
+            raise CannotCreate(
+                f"can't make a repository in {repo.path}: {error.strerror}"
+            ) from error
+        if object_format not in (None, repo.object_format):
+            raise DataError(f"{repo.path} is a repository already, with {repo.object_format} ids")
+        return repo
+
+    @classmethod
+    def open(cls, path: Path) -> Repository:
+        """The repository of exactly this directory.
+
+        Raises:
+            NotARepository: it has none.
+            StorageError: it has objects but no database.
+        """
+        repo = cls(path.resolve())
+        if not repo._exists():
+            raise NotARepository(f"{repo.path} is not a heddle repository", hint="heddle init")
+        return repo
+
+    @classmethod
+    def discover(cls, start: Path) -> Repository:
+        """The repository of this directory or of the nearest parent that has one.
+
+        Raises:
+            NotARepository: none has.
+            StorageError: the nearest has objects but no database.
+        """
+        start = start.resolve()
+        for path in (start, *start.parents):
+            repo = cls(path)
+            if repo._exists():
+                return repo
+        raise NotARepository(f"no heddle repository in {start} or above", hint="heddle init")
+
+    # parts
+
+    @property
+    def database_path(self) -> Path:
+        """``heddle.db``."""
+        return self.heddle_dir / "heddle.db"
+
+    @cached_property
+    def database(self) -> Database:
+        """Everything that changes."""
+        database = Database(self.database_path)
+        self.__dict__["database"] = database
+        self._finish_what_a_crash_left()
+        return database
+
+    @cached_property
+    def object_format(self) -> str:
+        """``sha1`` or ``sha256``; fixed when the repository was made."""
+        return self.database.object_format()
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """Everything that never changes."""
+        from heddle.objects.store import ObjectStore
+
+        return ObjectStore(self.heddle_dir / "objects", object_format=self.object_format)
+
+    @cached_property
+    def config(self) -> Config:
+        """Settings of the repository, the user and git."""
+        from heddle.repo.config import Config
+
+        return Config(self.heddle_dir, self.git)
+
+    @cached_property
+    def git(self) -> GitDir | None:
+        """The git repository it lies on, or None."""
+        if not (self.path / ".git").exists():
+            return None
+        from heddle.repo import gitlink
+
+        return gitlink.find(self.path)
+
+    @cached_property
+    def shallow(self) -> frozenset[ObjectID]:
+        """States whose parents git left out of a shallow clone."""
+        if self.git is None:
+            return frozenset()
+        from heddle.repo import gitlink
+
+        return gitlink.shallow(self.git)
+
+    @cached_property
+    def threads(self) -> Threads:
+        """The mutable names."""
+        return Threads(self)
+
+    @cached_property
+    def markers(self) -> Markers:
+        """The immutable names."""
+        return Markers(self)
+
+    def close(self) -> None:
+        """Close the files that are open; the next use opens them again."""
+        for part in ("database", "store"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+        self.__dict__.pop("store", None)
+
+    # HEAD
+
+    @property
+    def head(self) -> str:
+        """The thread that the plain working directory is on."""
+        return self.database.head()
+
+    @property
+    def current_thread(self) -> str:
+        """What ``HEAD`` and ``@`` mean: ``head``, or the thread that a mount has set here."""
+        return self.head if self._current_thread is None else self._current_thread
+
+    @current_thread.setter
+    def current_thread(self, name: str) -> None:
+        self._current_thread = name
+
+    def move_head(
+        self, thread: str, *, base: ObjectID | None, attribution: Attribution | None = None
+    ) -> None:
+        """Put HEAD on a thread and record that the working directory is at ``base``, in one transaction.
+
+        Raises:
+            ThreadNotFound: there is no such thread.
+        """
+        who = None if attribution is None else str(attribution)
+        self.database.move_head(thread, base=base, who=who)
+
+    def worktree_base(self) -> ObjectID | None:
+        """The state the plain working directory was last at; None is the empty tree."""
+        return self.database.worktree_base()
+
+    # states
+
+    def resolve(self, spec: str) -> ObjectID:
+        """The state that a spec means; the forms are those of ``revisions.resolve``, which see.
+
+        Raises:
+            StateNotFound, AmbiguousSpec, DataError, UsageError: as there.
+        """
+        from heddle.repo import revisions
+
+        return revisions.resolve(self, spec)
+
+    def is_state(self, id: ObjectID) -> bool:
+        """Whether an id is a commit in the object store, read from the index alone."""
+        return id in self.store and self.store.kind(id) == _COMMIT
+
+    def state(self, spec: str | ObjectID) -> State:
+        """A state, by spec (str) or by id (bytes).
+
+        Raises:
+            StateNotFound: the id is of something else; or as ``resolve``.
+            ObjectMissing: there is no such object.
+        """
+        from heddle.objects.state import decode
+
+        id = self.resolve(spec) if isinstance(spec, str) else spec
+        try:
+            kind, raw = self.store.get_raw(id)
+        except KeyError as error:
+            message = f"state {id.decode(errors='replace')} is not in the object store"
+            raise ObjectMissing(message, hint="heddle fsck") from error
+        if kind != _COMMIT:
+            raise StateNotFound(f"{id.decode()} is not a state")
+        return decode(id, raw)
+
+    def lookup_path(self, state: str | ObjectID, path: bytes) -> tuple[int, ObjectID]:
+        """The mode and the id of what a state holds at a path; ``b""`` is its root.
+
+        Raises:
+            PathNotFound: it holds no such path.
+        """
+        from heddle.repo.log import entry_at
+
+        found = self.state(state)
+        entry = entry_at(self, found.tree, path)
+        if entry is None:
+            where = os.fsdecode(path)
+            raise PathNotFound(f"{found.id[:12].decode()} has no {where!r}", hint="heddle show")
+        return entry
+
+    def log(
+        self,
+        spec: str | Iterable[ObjectID] = "HEAD",
+        *,
+        limit: int | None = None,
+        agent: str | None = None,
+        since: int | None = None,
+        paths: Sequence[bytes] = (),
+        topological: bool = False,
+    ) -> Iterator[State]:
+        """History, newest first; see ``log.log`` for the filters.
+
+        Args:
+            spec: where to begin: a spec, or ids of several states.
+            since: seconds since the epoch; ``log.parse_time`` reads what people write.
+
+        Raises:
+            StateNotFound, AmbiguousSpec, DataError: as ``resolve``, before the first state.
+        """
+        from heddle.repo.log import log
+
+        starts = [self.resolve(spec)] if isinstance(spec, str) else list(spec)
+        return log(
+            self,
+            starts,
+            limit=limit,
+            agent=agent,
+            since_s=since,
+            paths=paths,
+            topological=topological,
+        )
+
+    # changing
+
+    def attribution(
+        self,
+        *,
+        flags: Mapping[str, str | None] = _NOTHING,
+        environment: Mapping[str, str] = _NOTHING,
+        no_agent: bool = False,
+        mount_defaults: Mapping[str, str] = _NOTHING,
+    ) -> Attribution:
+        """Who a capture is recorded for; see ``attribution.resolve`` for the order.
+
+        Args:
+            flags: by key (``agent.model``, …).
+            environment: of the capturing command.
+
+        Raises:
+            NoPrincipal, UsageError, ConfigError: as there.
+        """
+        from heddle import attribution
+
+        return attribution.resolve(
+            flags=flags,
+            environment=environment,
+            layers=self.config.layers(environment),
+            mount_defaults=mount_defaults,
+            no_agent=no_agent,
+        )
+
+    def publish(
+        self,
+        *,
+        thread: str,
+        expected: ObjectID | None,
+        new: ObjectID,
+        kind: str,
+        message: str,
+        attribution: Attribution | None,
+        overlay_base: bool = False,
+        worktree_base: bool = False,
+    ) -> None:
+        """Move a thread to a new state if it is still at the one expected: the commit point of a capture.
+
+        One transaction moves the thread, logs the operation and, when asked, records that the thread's overlay
+        or the working directory is now relative to the new state. ``new`` must be durable in the object store.
+
+        Raises:
+            ThreadMoved: the thread is elsewhere by now; nothing was changed.
+            ThreadNotFound: it is gone.
+        """
+        self.database.publish(
+            thread=thread,
+            expected=expected,
+            new=new,
+            change_id=self.state(new).change_id,
+            kind=kind,
+            who=None if attribution is None else str(attribution),
+            message=message.partition("\n")[0],
+            overlay_base=overlay_base,
+            worktree_base=worktree_base,
+        )
+
+    def overlay_base(self, thread: str) -> ObjectID | None:
+        """The state a thread's overlay is relative to; None: the empty tree, or never mounted."""
+        return self.database.overlay_base(thread)
+
+    def set_overlay_base(self, thread: str, state: ObjectID | None) -> None:
+        """Record what state a thread's overlay is relative to; ThreadNotFound if the thread is gone."""
+        self.database.set_overlay_base(thread, state)
+
+    # coming into being
+
+    def _exists(self) -> bool:
+        if self.database_path.exists():
+            return True
+        packs = self.heddle_dir / "objects" / "packs"
+        if packs.is_dir() and any(packs.iterdir()):
+            raise StorageError(
+                f"{self.database_path} is missing, and {packs} holds objects",
+                hint="put heddle.db back from a copy before running anything else",
+            )
+        return False
+
+    def _create(self, object_format: str | None) -> None:
+        """Lay out ``.heddle``; the rename of the database is the commit point."""
+        self._exists()
+        thread, state = "main", None
+        git_format = None
+        if self.git is not None:
+            from heddle.repo import gitlink
+
+            git_format = gitlink.object_format(self.git)
+            thread, state = gitlink.thread_to_start_on(self.git)
+        object_format = object_format or git_format or "sha1"
+        if git_format not in (None, object_format):
+            raise DataError(f"the git repository in {self.path} has {git_format} ids")
+        self._create_store(object_format)
+        (self.heddle_dir / "overlays").mkdir(exist_ok=True)
+        self._create_database(object_format, thread, state)
+
+    def _create_store(self, object_format: str) -> None:
+        from heddle.objects.store import ObjectStore
+
+        store = ObjectStore.create(self.heddle_dir / "objects", object_format=object_format)
+        if self.git is not None:
+            from heddle.repo import gitlink
+
+            store.add_alternate(self.git.objects)
+            gitlink.exclude_heddle(self.git)
+        store.close()
+
+    def _create_database(self, object_format: str, thread: str, state: ObjectID | None) -> None:
+        building = self.heddle_dir / "heddle.db.new"
+        building.unlink(missing_ok=True)
+        Database.create(building, object_format=object_format, thread=thread, state=state)
+        with building.open("rb") as file:
+            os.fsync(file.fileno())
+        faults.reach("repository.before-database-rename")
+        os.rename(building, self.database_path)
+        atomic.fsync_directory(self.heddle_dir)
+        atomic.fsync_directory(self.path)
+
+    def _finish_what_a_crash_left(self) -> None:
+        """Overlay directories that a crash kept from following their thread; later, where we can't write."""
+        try:
+            finish_overlay_moves(self)
+        except (OSError, StorageError):
+            if os.access(self.heddle_dir, os.W_OK):
+                raise
