@@ -1,0 +1,460 @@
+"""The FUSE protocol over the mount core: inode numbers, handles, caching, errno, and no meaning of its own.
+
+The only file that knows pyfuse3's types and errno. Handlers that can't wait are written as plain functions and run
+to their end between two awaits; those that may wait (a large read, a large copy-up, fsync) say so by `waiting`.
+An exception here is EIO and a line in the log: one that escaped would end pyfuse3's loop and with it the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyfuse3
+import trio
+
+from heddle.errors import HeddleError
+from heddle.mount import shell
+from heddle.mount.core import ContentAddressedMount
+from heddle.mount.nodes import DirNode, FileNode
+from heddle.mount.shell import Attrs, AttrUpdate, Caller, NodeId
+
+if TYPE_CHECKING:
+    _Handlers = object  # the decorators below make the signatures; pyfuse3's are checked by running
+else:
+    _Handlers = pyfuse3.Operations
+
+log = logging.getLogger(__name__)
+
+FOREVER = 1e9  # seconds; every change goes through the kernel or is announced to it
+SMALL = 128 << 10  # bytes: copied or pushed at once, without leaving the loop
+_OPEN_FLAGS_WRITE = os.O_WRONLY | os.O_RDWR
+
+_ERRNO: dict[type[shell.MountError], int] = {
+    shell.NotFound: errno.ENOENT,
+    shell.AlreadyExists: errno.EEXIST,
+    shell.NotADirectory: errno.ENOTDIR,
+    shell.IsADirectory: errno.EISDIR,
+    shell.NotEmpty: errno.ENOTEMPTY,
+    shell.ReadOnly: errno.EROFS,
+    shell.Stale: errno.ESTALE,
+    shell.InvalidArgument: errno.EINVAL,
+    shell.NotAllowed: errno.EPERM,
+    shell.NameTooLong: errno.ENAMETOOLONG,
+    shell.NoAttribute: pyfuse3.ENOATTR,
+    shell.NotSupported: errno.EOPNOTSUPP,
+    shell.Corrupt: errno.EIO,
+}
+
+Result = TypeVar("Result")
+
+
+def to_fuse_error(error: Exception) -> pyfuse3.FUSEError:
+    """The errno that the caller of a failed operation gets; what nobody expected is EIO and logged."""
+    if isinstance(error, pyfuse3.FUSEError):
+        return error
+    if isinstance(error, shell.MountError):
+        return pyfuse3.FUSEError(_ERRNO[type(error)])
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EBADF):
+            log.warning("the file system below: %s", error)
+        return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, HeddleError):
+        log.error("%s", error.message)
+        return pyfuse3.FUSEError(errno.EIO)
+    log.exception("unexpected error in a callback", exc_info=error)
+    return pyfuse3.FUSEError(errno.EIO)
+
+
+def at_once(handler: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+    """Make a plain function a handler: no await inside, so the state it sees is the state it leaves."""
+
+    async def run(*args: Any) -> Result:
+        try:
+            return handler(*args)
+        except Exception as error:
+            raise to_fuse_error(error) from None
+
+    return run
+
+
+def waiting(handler: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+    """Guard a handler that awaits; its awaits are listed in docs/mount.md."""
+
+    async def run(*args: Any) -> Result:
+        try:
+            return await handler(*args)
+        except Exception as error:
+            raise to_fuse_error(error) from None
+
+    return run
+
+
+def entry_attributes(attrs: Attrs) -> pyfuse3.EntryAttributes:
+    """What the kernel may keep for ever, since every change goes through it."""
+    entry = pyfuse3.EntryAttributes()
+    (
+        entry.st_ino,
+        entry.st_mode,
+        entry.st_nlink,
+        entry.st_uid,
+        entry.st_gid,
+        entry.st_rdev,
+        entry.st_size,
+        entry.st_blocks,
+        entry.st_atime_ns,
+        entry.st_mtime_ns,
+        entry.st_ctime_ns,
+    ) = attrs
+    entry.st_blksize = 4096
+    entry.entry_timeout = FOREVER
+    entry.attr_timeout = FOREVER
+    return entry
+
+
+def _absent() -> pyfuse3.EntryAttributes:
+    """The answer that makes the kernel remember that a name does not exist."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(0)
+    entry.entry_timeout = FOREVER
+    return entry
+
+
+class Handle:
+    """One open file or directory.
+
+    Attributes:
+        ino: its node.
+        write: it may write.
+        names: a directory's names as they were when its listing began.
+    """
+
+    __slots__ = ("ino", "names", "write")
+
+    def __init__(self, ino: NodeId, write: bool) -> None:
+        self.ino = ino
+        self.write = write
+        self.names: list[bytes] = []
+
+
+class Operations(_Handlers):
+    """pyfuse3's handlers over a `ContentAddressedMount`.
+
+    Args:
+        core: the merged view.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+
+    def __init__(self, core: ContentAddressedMount) -> None:
+        super().__init__()
+        self.core = core
+        self._handles: dict[int, Handle] = {}
+        self._next_handle = 1
+        self._filling: dict[NodeId, trio.Lock] = {}
+
+    # --- names -----------------------------------------------------------------------------------
+
+    @at_once
+    def lookup(self, parent: NodeId, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        attrs = self.core.lookup(parent, name)
+        if attrs is None:
+            return _absent()
+        return self._known(attrs)
+
+    def _known(self, attrs: Attrs) -> pyfuse3.EntryAttributes:
+        """Answer with a node, which the kernel now holds once more."""
+        self.core.remember(attrs.ino)
+        return entry_attributes(attrs)
+
+    async def forget(self, inode_list: Any) -> None:
+        try:
+            for ino, count in inode_list:
+                self.core.forget(ino, count)
+        except Exception:
+            log.exception("forget")
+
+    @at_once
+    def mkdir(
+        self, parent: NodeId, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._known(self.core.make_dir(parent, name, mode, Caller(ctx.uid, ctx.gid)))
+
+    @at_once
+    def mknod(
+        self, parent: NodeId, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        return self._known(self.core.make_node(parent, name, mode, rdev, caller))
+
+    @at_once
+    def symlink(
+        self, parent: NodeId, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        return self._known(self.core.create_symlink(parent, name, target, caller))
+
+    @at_once
+    def link(
+        self, node: NodeId, parent: NodeId, name: bytes, ctx: object
+    ) -> pyfuse3.EntryAttributes:
+        return self._known(self.core.link(node, parent, name))
+
+    @at_once
+    def unlink(self, parent: NodeId, name: bytes, ctx: object) -> None:
+        self.core.unlink_entry(parent, name)
+
+    @at_once
+    def rmdir(self, parent: NodeId, name: bytes, ctx: object) -> None:
+        self.core.rmdir_entry(parent, name)
+
+    @at_once
+    def rename(
+        self,
+        old_parent: NodeId,
+        old: bytes,
+        new_parent: NodeId,
+        new: bytes,
+        flags: int,
+        ctx: object,
+    ) -> None:
+        if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
+            raise shell.InvalidArgument
+        self.core.rename_entry(
+            old_parent,
+            old,
+            new_parent,
+            new,
+            no_replace=bool(flags & pyfuse3.RENAME_NOREPLACE),
+            exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
+        )
+
+    @at_once
+    def readlink(self, node: NodeId, ctx: object) -> bytes:
+        return self.core.read_link(node)
+
+    # --- attributes --------------------------------------------------------------------------------
+
+    @at_once
+    def getattr(self, node: NodeId, ctx: object) -> pyfuse3.EntryAttributes:
+        return entry_attributes(self.core.attrs(node))
+
+    @waiting
+    async def setattr(
+        self,
+        node: NodeId,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        if fields.update_size and attr.st_size > 0:
+            await self._fill(node)
+        update = AttrUpdate(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return entry_attributes(self.core.set_attrs(node, update, Caller(ctx.uid, ctx.gid)))
+
+    @at_once
+    def getxattr(self, node: NodeId, name: bytes, ctx: object) -> bytes:
+        return self.core.get_xattr(node, name)
+
+    @at_once
+    def setxattr(self, node: NodeId, name: bytes, value: bytes, ctx: object) -> None:
+        self.core.set_xattr(node, name, value)
+
+    @at_once
+    def listxattr(self, node: NodeId, ctx: object) -> list[bytes]:
+        return self.core.list_xattrs(node)
+
+    @at_once
+    def removexattr(self, node: NodeId, name: bytes, ctx: object) -> None:
+        self.core.remove_xattr(node, name)
+
+    @at_once
+    def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        below = self.core.statfs()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize, answer.f_frsize = below.f_bsize, below.f_frsize
+        answer.f_blocks, answer.f_bfree = below.f_blocks, below.f_bfree
+        answer.f_bavail, answer.f_files = below.f_bavail, below.f_files
+        answer.f_ffree, answer.f_favail = below.f_ffree, below.f_favail
+        answer.f_namemax = shell.NAME_MAX
+        return answer
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    def _new_handle(self, ino: NodeId, write: bool) -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = Handle(ino, write)
+        return number
+
+    @at_once
+    def create(
+        self, parent: NodeId, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        attrs = self.core.create_file(parent, name, stat.S_IFREG | mode, Caller(ctx.uid, ctx.gid))
+        handle = self._new_handle(attrs.ino, True)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle)), self._known(attrs)
+
+    @waiting
+    async def open(self, ino: NodeId, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        write = bool(flags & _OPEN_FLAGS_WRITE)
+        truncate = bool(flags & os.O_TRUNC)
+        if write and not truncate:
+            await self._fill(ino)
+        caller = Caller(ctx.uid, ctx.gid)
+        self.core.on_open(ino, write=write or truncate, truncate=truncate, caller=caller)
+        handle = self._new_handle(ino, write or truncate)
+        if not write:
+            self._push(ino)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
+
+    def _push(self, ino: NodeId) -> None:
+        """Put a small captured file's bytes into the page cache before the open is answered: no READ will come.
+
+        Only for the sole open handle: a READ under way holds its pages' locks, which this would wait for; and
+        dirty pages that the session has not seen would be overwritten.
+        """
+        node = self.core.nodes[ino]
+        if not isinstance(node, FileNode) or node.blob is None or node.pushed or node.opens > 1:
+            return
+        if not 0 < node.size <= SMALL:
+            return
+        node.pushed = True
+        data = self.core.read(ino, 0, node.size)
+        try:
+            pyfuse3.notify_store(pyfuse3.InodeT(ino), 0, data)
+        except OSError as error:
+            log.debug("notify_store: %s", error)
+
+    async def _fill(self, ino: NodeId) -> None:
+        """Bring up a large captured file in a worker thread, once, whoever asks first."""
+        if self.core.fill_size(ino) <= SMALL:
+            return
+        lock = self._filling.setdefault(ino, trio.Lock())
+        async with lock:
+            if self.core.fill_size(ino) > SMALL:
+                await self._fill_in_thread(ino)
+        if not lock.statistics().tasks_waiting:
+            self._filling.pop(ino, None)
+
+    async def _fill_in_thread(self, ino: NodeId) -> None:
+        node = self.core.nodes[ino]
+        assert isinstance(node, FileNode)
+        node.opens += 1  # keeps the node and its descriptor while we wait
+        try:
+            blob, size, fd = self.core.start_fill(node)
+            try:
+                await trio.to_thread.run_sync(self.core.copy_bytes_to, blob, size, fd)
+            finally:
+                os.close(fd)
+            self.core.end_fill(node)
+        finally:
+            self.core.release(ino)
+
+    @waiting
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
+        ino = self._handles[fh].ino
+        node = self.core.nodes[ino]
+        assert isinstance(node, FileNode)
+        if node.blob is not None:
+            if self.core.lower.is_cheap(node.size, node.blob, offset):
+                return self.core.lower.read(node.blob, offset, size)
+            return await trio.to_thread.run_sync(self.core.lower.read, node.blob, offset, size)
+        return await _read_real(node.fd, offset, size)
+
+    @at_once
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        return self.core.write(self._handles[fh].ino, offset, data)
+
+    async def flush(self, fh: int) -> None:
+        # Answered once: the kernel stops asking and still writes dirty pages back on close.
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @at_once
+    def release(self, fh: int) -> None:
+        handle = self._handles.pop(fh)
+        self.core.release(handle.ino, write=handle.write)
+
+    @waiting
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._sync(self._handles[fh].ino, datasync)
+
+    @waiting
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._sync(self._handles[fh].ino, datasync)
+
+    async def _sync(self, ino: NodeId, datasync: bool) -> None:
+        fd = self.core.sync_target(self.core.nodes[ino])
+        if fd < 0:
+            return
+        fd = os.dup(fd)
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+        finally:
+            os.close(fd)
+
+    # --- directories -----------------------------------------------------------------------------------
+
+    @at_once
+    def opendir(self, ino: NodeId, ctx: object) -> int:
+        return self._new_handle(ino, False)
+
+    @at_once
+    def releasedir(self, fh: int) -> None:
+        del self._handles[fh]
+
+    @at_once
+    def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        """List names as they were when the listing began, so that it is stable; those gone since are left out."""
+        handle = self._handles[fh]
+        core = self.core
+        directory = core.nodes[handle.ino]
+        assert isinstance(directory, DirNode)
+        if start == 0:
+            handle.names = [b".", b"..", *core.list_names(directory)]
+        for number in range(start, len(handle.names)):
+            name = handle.names[number]
+            if number < 2:
+                node = directory if number == 0 else directory.parent or directory
+                if not pyfuse3.readdir_reply(
+                    token, name, entry_attributes(core.attrs_of(node)), number + 1
+                ):
+                    return
+                continue
+            child = core.child(directory, name)
+            if child is None:
+                continue
+            entry = entry_attributes(core.attrs_of(child))
+            if not pyfuse3.readdir_reply(token, name, entry, number + 1):
+                core.drop_if_unused(child)
+                return
+            child.lookups += 1
+
+
+async def _read_real(fd: int, offset: int, size: int) -> bytes | bytearray | memoryview:
+    """Read a real file: at once what the page cache has, the rest in a worker thread (preadv2(2), RWF_NOWAIT)."""
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+        count = -1
+    if count == size:
+        return buffer
+    if count >= 0 and offset + count >= os.fstat(fd).st_size:
+        return memoryview(buffer)[:count]
+    return await trio.to_thread.run_sync(os.pread, fd, size, offset)

@@ -1,0 +1,174 @@
+"""The lower layer: a tree in the object store, read lazily and never written.
+
+Owns what may be kept in memory of it (decoded directories by entry count, file bytes by a byte budget) and which
+names from objects are safe to show. Knows nothing of the upper, of nodes or of FUSE.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from heddle.errors import ObjectMissing
+
+if TYPE_CHECKING:
+    from heddle.objects.store import ObjectStore
+
+ObjectID = bytes
+TreeEntries = dict[bytes, tuple[int, ObjectID]]
+
+GITLINK = 0o160000
+FRAME = 1 << 20  # bytes; the store's own frame size, so that a window is one frame
+_RESERVED = frozenset((b".git", b".heddle"))
+_NO_ENTRIES: TreeEntries = {}
+
+
+def is_safe_name(name: bytes) -> bool:
+    """Say whether a name from a tree object may reach a disk or a kernel."""
+    return (
+        0 < len(name) <= 255
+        and name not in (b".", b"..")
+        and b"/" not in name
+        and b"\0" not in name
+        and name.lower() not in _RESERVED
+    )
+
+
+class Lower:
+    """Read access to trees and blobs for one mount.
+
+    Args:
+        store: the repository's object store.
+        blob_bytes: budget of the cache of file bytes.
+        tree_entries: budget of the cache of decoded directories, counted in entries.
+
+    Attributes:
+        trees_decoded, frames_decoded: structural counts for tests and `heddle mounts -v`.
+    """
+
+    def __init__(
+        self, store: ObjectStore, *, blob_bytes: int = 24 << 20, tree_entries: int = 150_000
+    ) -> None:
+        self.store = store
+        self.trees_decoded = 0
+        self.frames_decoded = 0
+        self._trees: OrderedDict[ObjectID, TreeEntries] = OrderedDict()
+        self._tree_room = tree_entries
+        self._blobs: OrderedDict[tuple[ObjectID, int], bytes] = OrderedDict()
+        self._blob_room = blob_bytes
+        self._lock = threading.Lock()  # reads of large files come from worker threads
+
+    def entries(self, tree: ObjectID | None) -> TreeEntries:
+        """The safe entries of a directory: name to (mode, id). The result must not be changed.
+
+        Raises:
+            ObjectMissing, CorruptObject: the tree can't be read.
+        """
+        if tree is None:
+            return _NO_ENTRIES
+        with self._lock:
+            found = self._trees.get(tree)
+            if found is not None:
+                self._trees.move_to_end(tree)
+                return found
+        found = {name: (mode, oid) for name, mode, oid in self._tree(tree) if is_safe_name(name)}
+        with self._lock:
+            self.trees_decoded += 1
+            self._trees[tree] = found
+            self._tree_room -= len(found) + 1
+            while self._tree_room < 0 and len(self._trees) > 1:
+                self._tree_room += len(self._trees.popitem(last=False)[1]) + 1
+        return found
+
+    def hidden_entries(self, tree: ObjectID | None) -> list[tuple[bytes, int, ObjectID]]:
+        """The entries that are not shown because their names are not safe; a capture keeps them."""
+        if tree is None:
+            return []
+        return [entry for entry in self._tree(tree) if not is_safe_name(entry[0])]
+
+    def _tree(self, tree: ObjectID) -> list[tuple[bytes, int, ObjectID]]:
+        try:
+            return self.store.tree_entries(tree)
+        except KeyError:
+            raise _missing(tree) from None
+
+    def subdirectories(self, tree: ObjectID | None) -> int:
+        """How many directories a directory shows, for its link count."""
+        return sum(is_directory(mode) for mode, _ in self.entries(tree).values())
+
+    def size(self, blob: ObjectID) -> int:
+        """Bytes of a file's content, from the index alone."""
+        try:
+            return self.store.size(blob)
+        except KeyError:
+            raise _missing(blob) from None
+
+    def is_cheap(self, size: int, blob: ObjectID, offset: int) -> bool:
+        """Say whether a read is short enough to be done between two awaits."""
+        return size <= 128 << 10 or (blob, offset // FRAME) in self._blobs
+
+    def read(self, blob: ObjectID, offset: int, size: int) -> bytes:
+        """Bytes of a file, short at its end. Decodes one frame at a time and keeps it within the budget."""
+        pieces = []
+        while size > 0:
+            window, start = divmod(offset, FRAME)
+            frame = self._frame(blob, window)
+            piece = frame[start : start + size]
+            if not piece:
+                break
+            pieces.append(piece)
+            offset += len(piece)
+            size -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _frame(self, blob: ObjectID, window: int) -> bytes:
+        key = (blob, window)
+        with self._lock:
+            found = self._blobs.get(key)
+            if found is not None:
+                self._blobs.move_to_end(key)
+                return found
+        try:
+            if self.store.is_chunked(blob):
+                self._keep(key, found := self.store.read_at(blob, window * FRAME, FRAME))
+                return found
+            whole = self.store.get_raw(blob)[1]
+        except KeyError:
+            raise _missing(blob) from None
+        for number in range(max(1, -(-len(whole) // FRAME))):
+            frame = whole if len(whole) <= FRAME else whole[number * FRAME : (number + 1) * FRAME]
+            self._keep((blob, number), frame)
+            if number == window:
+                found = frame
+        return b"" if found is None else found
+
+    def _keep(self, key: tuple[ObjectID, int], frame: bytes) -> None:
+        with self._lock:
+            self.frames_decoded += 1
+            if key not in self._blobs:
+                self._blobs[key] = frame
+                self._blob_room -= len(frame)
+            while self._blob_room < 0 and len(self._blobs) > 1:
+                self._blob_room += len(self._blobs.popitem(last=False)[1])
+
+    def drop_caches(self) -> None:
+        """Forget all that can be read again."""
+        with self._lock:
+            self._blob_room += sum(map(len, self._blobs.values()))
+            self._blobs.clear()
+            self._tree_room += sum(len(entries) + 1 for entries in self._trees.values())
+            self._trees.clear()
+
+
+def is_directory(mode: int) -> bool:
+    """A tree entry that is shown as a directory: a tree, or a submodule's empty place."""
+    return stat.S_IFMT(mode) in (stat.S_IFDIR, GITLINK)
+
+
+def _missing(oid: ObjectID) -> ObjectMissing:
+    return ObjectMissing(
+        f"object {oid.decode('ascii', 'replace')} is in no pack and no alternate",
+        hint="heddle fsck",
+    )

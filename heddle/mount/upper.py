@@ -1,0 +1,375 @@
+"""The upper layer: the changed files of one mount, as real files on disk.
+
+Owns the directory ``upper/`` beside its ``work/``, how a deletion, a moved directory and a file without its own
+bytes are written there (`Marks`, docs/format.md "Overlay"), and the primitives that change one name in one step.
+What a name means is the core's. Everything is addressed through directory descriptors, so that depth costs no
+path its length.
+
+Conventions are the kernel overlayfs's where it has one: a whiteout is a character device 0/0, a directory that
+hides its lower carries ``user.overlay.opaque=y`` (Documentation/filesystems/overlayfs.rst).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from heddle import faults
+from heddle.mount.shell import Stale
+
+ObjectID = bytes
+
+MARKS = "user.heddle.node"
+OPAQUE = "user.overlay.opaque"
+PRIVATE_PREFIXES = (b"user.heddle.", b"user.overlay.", b"trusted.overlay.")
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+
+
+def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
+    """renameat2(2). Raises OSError."""
+    if _libc.renameat2(old_fd, old, new_fd, new, flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Marks:
+    """What a real file or directory of the upper says about itself beyond stat(2): one xattr, ``key=value`` words.
+
+    Attributes:
+        ino: inode number that the mount shows, when it is not the real file's.
+        mode: permission bits that the mount shows, when the real ones must be wider for the session's user.
+        blob: the bytes are not here but in this blob (the real file is a hole of the right size).
+        stored: the bytes are here and are also this blob, for as long as size and mtime are the recorded ones.
+        size, mtime_ns: belong to ``blob`` (authoritative) or ``stored`` (to be compared).
+        ctime_ns: the change time to show, while ``blob`` or ``stored`` holds.
+        lower: a directory's lower is this tree, wherever the directory was moved to.
+    """
+
+    __slots__ = ("blob", "ctime_ns", "ino", "lower", "mode", "mtime_ns", "size", "stored")
+
+    def __init__(self) -> None:
+        self.ino: int | None = None
+        self.mode: int | None = None
+        self.blob: ObjectID | None = None
+        self.stored: ObjectID | None = None
+        self.size = 0
+        self.mtime_ns = 0
+        self.ctime_ns: int | None = None
+        self.lower: ObjectID | None = None
+
+    def encode(self) -> bytes:
+        """The attribute's value; empty when there is nothing to say."""
+        words = []
+        if self.ino is not None:
+            words.append(b"ino=%d" % self.ino)
+        if self.mode is not None:
+            words.append(b"mode=%o" % self.mode)
+        if self.lower is not None:
+            words.append(b"lower=" + self.lower)
+        content = self.blob or self.stored
+        if content is not None:
+            kind = b"blob" if self.blob else b"stored"
+            words.append(b"%s=%s size=%d mtime=%d" % (kind, content, self.size, self.mtime_ns))
+            if self.ctime_ns is not None:
+                words.append(b"ctime=%d" % self.ctime_ns)
+        return b" ".join(words)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Marks:
+        """Parse an attribute's value.
+
+        Raises:
+            ValueError: it is not one of ours (a damaged upper).
+        """
+        marks = cls()
+        for word in value.split():
+            key, _, text = word.partition(b"=")
+            if key == b"ino":
+                marks.ino = int(text)
+            elif key == b"mode":
+                marks.mode = int(text, 8)
+            elif key in (b"lower", b"blob", b"stored"):
+                if len(text) not in (40, 64) or not all(c in b"0123456789abcdef" for c in text):
+                    raise ValueError(f"not an object id: {text!r}")
+                setattr(marks, key.decode(), text)
+            elif key == b"size":
+                marks.size = int(text)
+            elif key == b"mtime":
+                marks.mtime_ns = int(text)
+            elif key == b"ctime":
+                marks.ctime_ns = int(text)
+            else:
+                raise ValueError(f"unknown word {word!r}")
+        return marks
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """A recorded deletion: a character device 0/0."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def entry_path(directory: int, name: bytes) -> bytes:
+    """A path for calls that take no directory descriptor (the xattr family)."""
+    return b"/proc/self/fd/%d/%s" % (directory, name)
+
+
+def read_marks(where: bytes | int) -> Marks | None:
+    """The marks of a file or directory, None when it has none.
+
+    Raises:
+        Stale: the attribute is damaged; its path is in the message.
+    """
+    try:
+        value = _getxattr(where, MARKS)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EPERM, errno.ENOTSUP):
+            return None
+        raise
+    try:
+        return Marks.decode(value)
+    except ValueError as error:
+        raise Stale(f"damaged {MARKS} on {where!r}: {error}") from None
+
+
+def write_marks(where: bytes | int, marks: Marks) -> None:
+    """Replace the marks in one step; removes the attribute when they say nothing."""
+    value = marks.encode()
+    if isinstance(where, int):
+        if value:
+            os.setxattr(where, MARKS, value)
+        else:
+            _remove_quietly(where)
+    elif value:
+        os.setxattr(where, MARKS, value, follow_symlinks=False)
+    else:
+        _remove_quietly(where)
+
+
+def _getxattr(where: bytes | int, name: str) -> bytes:
+    if isinstance(where, int):
+        return os.getxattr(where, name)
+    return os.getxattr(where, name, follow_symlinks=False)
+
+
+def _remove_quietly(where: bytes | int) -> None:
+    try:
+        if isinstance(where, int):
+            os.removexattr(where, MARKS)
+        else:
+            os.removexattr(where, MARKS, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+
+
+def is_opaque(directory: int) -> bool:
+    """Say whether an upper directory hides its lower."""
+    try:
+        return os.getxattr(directory, OPAQUE) == b"y"
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
+
+
+def set_opaque(directory: int) -> None:
+    """Make an upper directory hide its lower."""
+    os.setxattr(directory, OPAQUE, b"y")
+
+
+def clear_opaque(directory: int) -> None:
+    """Let the lower show through again."""
+    try:
+        os.removexattr(directory, OPAQUE)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+
+
+class Upper:
+    """The two directories of one overlay and the one-step changes made with them.
+
+    Args:
+        directory: the overlay's directory; ``upper`` and ``work`` are made in it.
+        widen: the session's user is not root: keep owner permission on real files whatever the mount shows.
+    """
+
+    def __init__(self, directory: Path, *, widen: bool) -> None:
+        self.widen = widen
+        for name in ("upper", "work"):
+            (directory / name).mkdir(mode=0o755, exist_ok=True)
+        self.root = os.open(directory / "upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.work = os.open(directory / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._serial = 0
+        self._whiteout: bytes | None = None
+        self._clear_work()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        os.close(self.root)
+        os.close(self.work)
+
+    def _clear_work(self) -> None:
+        """Remove what a crash left half made; nothing in ``work`` was ever visible."""
+        for name in os.listdir(self.work):
+            remove_tree(self.work, os.fsencode(name))
+
+    def temporary_name(self) -> bytes:
+        """A name in ``work`` that nobody uses."""
+        self._serial += 1
+        return b"t%d" % self._serial
+
+    @contextmanager
+    def staged(self) -> Iterator[bytes]:
+        """A name in ``work`` to make something under; whatever is left of it afterwards is removed."""
+        name = self.temporary_name()
+        try:
+            yield name
+        except BaseException:
+            remove_tree(self.work, name)
+            raise
+
+    def publish(self, temporary: bytes, directory: int, name: bytes) -> None:
+        """Move a finished entry from ``work`` to its place, over a file or whiteout if one is there."""
+        faults.reach("upper.before-publish")
+        os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=directory)
+
+    def publish_directory(self, temporary: bytes, directory: int, name: bytes) -> None:
+        """Move a finished directory from ``work`` to its place, over a whiteout if one is there."""
+        faults.reach("upper.before-publish")
+        try:
+            renameat2(self.work, temporary, directory, name, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            self.swap_out(temporary, directory, name)
+
+    def swap_out(self, temporary: bytes, directory: int, name: bytes) -> None:
+        """Exchange a staged entry with the one in place, then remove the latter (whatever it is)."""
+        renameat2(self.work, temporary, directory, name, RENAME_EXCHANGE)
+        faults.reach("upper.after-exchange")
+        remove_tree(self.work, temporary)
+
+    def white_out(self, directory: int, name: bytes, *, replace: bool) -> None:
+        """Record a deletion in one step.
+
+        Args:
+            directory: descriptor of the upper directory.
+            name: the deleted name.
+            replace: an upper entry (file, or directory that shows nothing) is there now.
+        """
+        if not replace:
+            self._link_whiteout(directory, name)
+            return
+        with self.staged() as temporary:
+            self._link_whiteout(self.work, temporary)
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                self.swap_out(temporary, directory, name)
+            else:
+                self.publish(temporary, directory, name)
+
+    def _link_whiteout(self, directory: int, name: bytes) -> None:
+        """Hard-link the shared whiteout: one inode serves up to the file system's link limit."""
+        if self._whiteout is not None:
+            try:
+                os.link(self._whiteout, name, src_dir_fd=self.work, dst_dir_fd=directory)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMLINK, errno.ENOENT):
+                    raise
+        shared = b"whiteout%d" % self._serial
+        self._serial += 1
+        os.mknod(shared, stat.S_IFCHR | 0o600, 0, dir_fd=self.work)
+        self._whiteout = shared
+        os.link(shared, name, src_dir_fd=self.work, dst_dir_fd=directory)
+
+    def rename(self, old_dir: int, old: bytes, new_dir: int, new: bytes, *, whiteout: bool) -> None:
+        """Move an entry in one step, leaving a whiteout at the old name if asked.
+
+        File systems without RENAME_WHITEOUT get two steps, new name first: a crash between them shows both.
+        """
+        faults.reach("upper.before-rename")
+        if not whiteout:
+            os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+            return
+        try:
+            renameat2(old_dir, old, new_dir, new, RENAME_WHITEOUT)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+            faults.reach("upper.rename-without-whiteout")
+            self._link_whiteout(old_dir, old)
+
+    def real_mode(self, mode: int, *, directory: bool = False) -> int:
+        """The permission bits a real file gets so that the session can always reach it."""
+        mode &= 0o7777
+        return mode | (0o700 if directory else 0o600) if self.widen else mode
+
+
+def remove_tree(directory: int, name: bytes) -> None:
+    """Remove an entry and all below it; absent is fine. Iterative, so that depth is no limit."""
+    try:
+        os.unlink(name, dir_fd=directory)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    top = os.open(
+        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+    )
+    # Flatten: every directory found below is moved up beside the first level, so no path grows.
+    try:
+        serial = 0
+        again = True
+        while again:
+            again = False
+            for child in list(os.scandir(top)):
+                child_name = os.fsencode(child.name)
+                if not child.is_dir(follow_symlinks=False):
+                    os.unlink(child_name, dir_fd=top)
+                    continue
+                inner = os.open(
+                    child_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top
+                )
+                try:
+                    for grandchild in os.listdir(inner):
+                        serial += 1
+                        again = True
+                        _move_up(inner, os.fsencode(grandchild), top, serial)
+                finally:
+                    os.close(inner)
+                os.rmdir(child_name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=directory)
+
+
+def _move_up(inner: int, name: bytes, top: int, serial: int) -> None:
+    while True:
+        try:
+            renameat2(inner, name, top, b".up%d" % serial, RENAME_NOREPLACE)
+            return
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            serial += 1_000_003
