@@ -86,6 +86,7 @@ FORMAT = 1
 #   read_only, allow_other  0 or 1
 #   socket, log   host paths of its control socket and its log
 #   agent         JSON object of attribution defaults given at the mount, keys as in attribution.py
+#   made_mountpoint  0 or 1: whether the mountpoint's directory was made for the mount and goes with it
 #
 # worktree        one row: the plain working directory
 #   base          the state it was last at; NULL is the empty tree
@@ -119,7 +120,7 @@ CREATE TABLE mounts (
     mountpoint BLOB PRIMARY KEY, spec TEXT NOT NULL, thread TEXT, pid INTEGER NOT NULL,
     start_ticks INTEGER NOT NULL, boot_id TEXT NOT NULL, since_ns INTEGER NOT NULL,
     read_only INTEGER NOT NULL, allow_other INTEGER NOT NULL, socket BLOB NOT NULL, log BLOB NOT NULL,
-    agent TEXT NOT NULL
+    agent TEXT NOT NULL, made_mountpoint INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE worktree (id INTEGER PRIMARY KEY CHECK (id = 1), base TEXT);
 CREATE TABLE worktree_files (
@@ -180,6 +181,7 @@ class MountRecord:
     socket: bytes
     log: bytes
     agent: Mapping[str, str] = field(default_factory=dict)
+    made_mountpoint: bool = False
 
 
 class CachedFile(NamedTuple):
@@ -498,9 +500,10 @@ class Database:
             *(record.mountpoint, record.spec, record.thread, record.pid, record.start_ticks),
             *(record.boot_id, record.since_ns, int(record.read_only), int(record.allow_other)),
             *(record.socket, record.log, json.dumps(dict(record.agent))),
+            int(record.made_mountpoint),
         )
         with self._connection.transaction() as sql:
-            sql.execute(f"INSERT OR REPLACE INTO mounts VALUES ({','.join('?' * 12)})", row)
+            sql.execute(f"INSERT OR REPLACE INTO mounts VALUES ({','.join('?' * 13)})", row)
 
     def remove_mount(self, mountpoint: bytes, *, pid: int | None = None) -> None:
         """Forget the session registered at a mountpoint.
