@@ -175,7 +175,7 @@ def can_drop_caches() -> bool:
 
 
 def drop_caches() -> None:
-    """Write what is dirty, then drop page cache, dentries and inodes: the next read is the disk's."""
+    """Write what is dirty, then drop page cache, dentries and inodes: next, the disk is read."""
     os.sync()
     DROP_CACHES.write_text("3\n")
 

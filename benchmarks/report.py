@@ -82,7 +82,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def row_record(row: Row) -> dict[str, Any]:
+    """A row as its JSON object."""
     return {
         "section": row.section,
         "what": row.what,
@@ -117,6 +118,6 @@ def document(bench: Bench) -> str:
             "quick": bench.quick,
             "machine": machine,
             "versions": versions,
-            "rows": [_row_json(row) for row in bench.rows],
+            "rows": [row_record(row) for row in bench.rows],
         }
     )
