@@ -7,12 +7,13 @@ wins for which value of an attribution is ``attribution.py``'s. The environment 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heddle import atomic
-from heddle.attribution import Sourced, what_is_wrong
+from heddle.attribution import what_is_wrong
 from heddle.errors import CannotCreate, ConfigError, UsageError
 from heddle.repo.locks import directory_locked
 
@@ -145,44 +146,81 @@ class ConfigFile:
         return edited
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A setting as it holds.
+
+    Attributes:
+        key: its name.
+        value: None where no layer gives one.
+        source: the layer that gives it: ``repository config``, ``git config`` or ``user config``.
+    """
+
+    key: str
+    value: str | None
+    source: str | None
+
+
 class Config:
     """All settings that hold for one repository, from every layer.
 
     Args:
         heddle_dir: the repository's ``.heddle``.
         git: the git repository it lies on, if any.
+        environment: of the command; says where the user's files are.
     """
 
-    def __init__(self, heddle_dir: Path, git: GitDir | None = None) -> None:
+    def __init__(
+        self, heddle_dir: Path, git: GitDir | None, environment: Mapping[str, str]
+    ) -> None:
         self.repository = ConfigFile(heddle_dir / "config.toml", "repository config")
-        self._git = git
+        self.user = user_file(environment)
+        self._git = _GitValues(git, environment)
 
-    def layers(self, environment: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]:
+    def layers(self) -> list[tuple[str, Mapping[str, str]]]:
         """The layers in order, most important first: name and values; git's is read when asked a value."""
-        user = user_file(environment)
         return [
             (self.repository.source, self.repository.values()),
-            ("git config", _GitValues(self._git, environment)),
-            (user.source, user.values()),
+            ("git config", self._git),
+            (self.user.source, self.user.values()),
         ]
 
-    def get(self, key: str, environment: Mapping[str, str]) -> Sourced:
+    def get(self, key: str) -> Value:
         """The value of one setting and the layer that gives it.
 
         Raises:
             UsageError: no such setting.
+            ConfigError: a file does not parse.
         """
         check_key(key)
-        for source, values in self.layers(environment):
+        return self._get(key, self.layers())
+
+    def list(self) -> list[Value]:
+        """Every setting that has a value.
+
+        Raises:
+            ConfigError: a file does not parse.
+        """
+        layers = self.layers()
+        found = [self._get(key, layers) for key in KEYS]
+        return [each for each in found if each.value is not None]
+
+    def set(self, key: str, value: str | None, *, user: bool = False) -> Value:
+        """Write one setting into the repository's file, or the user's; None takes it out.
+
+        Raises:
+            UsageError, ConfigError, CannotCreate: as ``ConfigFile.set``.
+        """
+        file = self.user if user else self.repository
+        file.set(key, value)
+        return Value(key, value, file.source)
+
+    def _get(self, key: str, layers: Sequence[tuple[str, Mapping[str, str]]]) -> Value:
+        for source, values in layers:
             value = values.get(key)
             if value is not None:
-                return Sourced(value, source)
-        return Sourced(None, None)
-
-    def list(self, environment: Mapping[str, str]) -> dict[str, Sourced]:
-        """Every setting that has a value, by key."""
-        found = {key: self.get(key, environment) for key in KEYS}
-        return {key: sourced for key, sourced in found.items() if sourced.value is not None}
+                return Value(key, value, source)
+        return Value(key, None, None)
 
 
 def user_file(environment: Mapping[str, str]) -> ConfigFile:

@@ -7,7 +7,7 @@ thread means is its own module's; capturing, switching and mounting stand on top
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from heddle.objects.state import State
     from heddle.objects.store import ObjectStore
     from heddle.repo.config import Config
+    from heddle.repo.fsck import Report
     from heddle.repo.gitlink import GitDir
 
 __all__ = ["OBJECT_FORMATS", "Marker", "Markers", "Operation", "Repository", "Thread", "Threads"]
@@ -54,12 +55,14 @@ class Repository:
         path: the directory that holds ``.heddle``, absolute, without symbolic links.
         heddle_dir: ``path/.heddle``.
         created: whether ``init`` made it just now.
+        environment: of the command that this is for, set by it: where the user's settings are, and attribution.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.heddle_dir = path / ".heddle"
         self.created = False
+        self.environment: Mapping[str, str] = _NOTHING
         self._current_thread: str | None = None
 
     @classmethod
@@ -156,12 +159,12 @@ class Repository:
 
         return ObjectStore(self.heddle_dir / "objects", object_format=self.object_format)
 
-    @cached_property
+    @property
     def config(self) -> Config:
         """Settings of the repository, the user and git."""
         from heddle.repo.config import Config
 
-        return Config(self.heddle_dir, self.git)
+        return Config(self.heddle_dir, self.git, self.environment)
 
     @cached_property
     def git(self) -> GitDir | None:
@@ -317,7 +320,7 @@ class Repository:
         self,
         *,
         flags: Mapping[str, str | None] = _NOTHING,
-        environment: Mapping[str, str] = _NOTHING,
+        environment: Mapping[str, str] | None = None,
         no_agent: bool = False,
         mount_defaults: Mapping[str, str] = _NOTHING,
     ) -> Attribution:
@@ -325,17 +328,20 @@ class Repository:
 
         Args:
             flags: by key (``agent.model``, …).
-            environment: of the capturing command.
+            environment: of the capturing command; None: ``self.environment``.
 
         Raises:
             NoPrincipal, UsageError, ConfigError: as there.
         """
         from heddle import attribution
+        from heddle.repo.config import Config
 
+        if environment is None:
+            environment = self.environment
         return attribution.resolve(
             flags=flags,
             environment=environment,
-            layers=self.config.layers(environment),
+            layers=Config(self.heddle_dir, self.git, environment).layers(),
             mount_defaults=mount_defaults,
             no_agent=no_agent,
         )
@@ -372,6 +378,14 @@ class Repository:
             overlay_base=overlay_base,
             worktree_base=worktree_base,
         )
+
+    def fsck(
+        self, *, full: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> Report:
+        """Verify objects, database and overlays; see ``fsck.check``."""
+        from heddle.repo import fsck
+
+        return fsck.check(self, full=full, progress=progress)
 
     def overlay_base(self, thread: str) -> ObjectID | None:
         """The state a thread's overlay is relative to; None: the empty tree, or never mounted."""
