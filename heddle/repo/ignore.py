@@ -20,6 +20,8 @@ ALWAYS_IGNORED = frozenset({b".git", b".heddle"})
 
 _NEVER_LONGER = max(map(len, ALWAYS_IGNORED))
 _GLOB = re.compile(rb"[*?\[\\]")
+_SAME = re.compile(rb"\\.|\*\*+", re.DOTALL)
+_SIMPLER = {b"\\/": b"/", b"**": b"**"}
 _Decision = bool | None
 
 
@@ -208,16 +210,17 @@ def _trimmed(line: bytes) -> bytes:
 def _translate(pattern: bytes, anchored: bool) -> bytes | None:
     r"""A glob as a regular expression, or None when git would never match it.
 
-    dulwich's ``wildmatch`` agrees with git but for three cases, which are settled here: a backslash
-    at the end matches nothing; ``\/`` is a plain slash; and since git compares the part before the
-    first wildcard as text and only then begins to match, ``x/a**/b`` is ``**/b`` after ``x/a``.
+    dulwich's ``wildmatch`` agrees with git but for four cases, which are settled here: a backslash
+    at the end matches nothing; ``\/`` is a plain slash; three stars or more are two; and since git
+    compares the part before the first wildcard as text and only then begins to match, ``x/a**/b``
+    is ``**/b`` after ``x/a``.
     """
     from dulwich.wildmatch import MalformedPattern, translate
 
     backslashes = len(pattern) - len(pattern.rstrip(b"\\"))
     if backslashes % 2:
         return None
-    pattern = re.sub(rb"(\\.)", lambda m: b"/" if m[0] == b"\\/" else m[0], pattern, flags=re.S)
+    pattern = _SAME.sub(lambda found: _SIMPLER.get(found[0][:2], found[0]), pattern)
     wildcard = _GLOB.search(pattern)
     start = wildcard.start() if wildcard and anchored else 0
     if not pattern.startswith(b"**", start):
