@@ -19,9 +19,13 @@ def init(
         Path | None, argument("The directory to version; made if it is absent.", "PATH")
     ] = None,
     object_format: Annotated[
-        Literal["sha1", "sha256"],
-        typer.Option("--object-format", metavar="sha1|sha256", help="How objects are named."),
-    ] = "sha1",
+        Literal["sha1", "sha256"] | None,
+        typer.Option(
+            "--object-format",
+            metavar="sha1|sha256",
+            help="How objects are named: git's way here, else sha1.",
+        ),
+    ] = None,
 ) -> None:
     """Make a repository in PATH, or here, with HEAD on thread main.
 
@@ -31,12 +35,14 @@ def init(
     from heddle import api
 
     repo = api.init(path or Path.cwd(), object_format=object_format)
+    done = "made a repository in" if repo.created else "there is a repository already in"
     output.answer(
         {
             "path": str(repo.path),
             "head": repo.head,
             "object_format": repo.object_format,
-            "git": None,
+            "git": None if repo.git is None else str(repo.git.path),
+            "created": repo.created,
         },
-        f"made a repository in {output.printable(str(repo.path))}, on thread {repo.head}",
+        f"{done} {output.printable(str(repo.path))}, on thread {repo.head}",
     )

@@ -189,7 +189,9 @@ def repository() -> Repository:
     """Open the repository of the current directory; in a mount, the one it is a mount of."""
     from heddle import api
 
-    return api.open(Path.cwd())
+    repo = api.open(Path.cwd())
+    repo.environment = os.environ
+    return repo
 
 
 def repository_paths(repo: Repository, paths: Iterable[str]) -> list[bytes]:

@@ -196,6 +196,12 @@ def columns(rows: Sequence[Sequence[str]], styles: Sequence[Sequence[str]]) -> I
         ).rstrip()
 
 
+def draws_lines() -> bool:
+    """Return True when whoever reads standard output can be shown box-drawing characters."""
+    encoding: str = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return encoding.lower().replace("-", "") == "utf8"
+
+
 # pager
 
 

@@ -14,6 +14,7 @@ from heddle.commands import output
 from heddle.commands.output import printable, style
 
 if TYPE_CHECKING:
+    from heddle.api import Repository
     from heddle.attribution import Agent, Principal
     from heddle.objects.state import State
     from heddle.repo.changes import Change
@@ -79,6 +80,14 @@ def count_record(changes: Iterable[Change]) -> dict[str, int]:
         else:
             counts[change.kind if change.kind in counts else "modified"] += 1
     return counts
+
+
+def changes_of(repo: Repository, state: State) -> list[Change]:
+    """Return what a state changed against its first parent, renames as a deletion and an addition."""
+    from heddle.repo.changes import tree_changes
+
+    before = repo.state(state.parents[0]).tree if state.parents else None
+    return tree_changes(repo.store, before, state.tree, renames=False)
 
 
 def change_record(change: Change) -> dict[str, object]:
