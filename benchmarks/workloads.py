@@ -71,25 +71,46 @@ def map_large(root: Path) -> None:
         os.close(descriptor)
 
 
-def _concurrently(directory: str, readers: int) -> Callable[[Path], None]:
-    """Readers as processes, sharing out 480 files of 4 KiB among them."""
+class Readers:
+    """Processes that share out 480 files of 4 KiB among them and start reading at the same moment.
 
-    def run(root: Path) -> None:
-        paths = [f"{root}/{directory}/{number:03}" for number in range(WorkTree.shared)]
-        children = [_reader(paths[number::readers]) for number in range(readers)]
-        failed = [child for child in children if os.waitpid(child, 0)[1]]
+    They are forked beforehand, so that what is timed is their reading.
+
+    Args:
+        directory: the directory of the work tree that holds their files.
+        count: how many there are.
+    """
+
+    def __init__(self, directory: str, count: int) -> None:
+        self.directory, self.count = directory, count
+        self.children: list[int] = []
+        self.gate = -1
+
+    def prepare(self, root: Path) -> None:
+        """Fork the readers; they wait at a pipe."""
+        paths = [f"{root}/{self.directory}/{number:03}" for number in range(WorkTree.shared)]
+        waiting, self.gate = os.pipe()
+        self.children = [
+            _reader(waiting, self.gate, paths[number :: self.count]) for number in range(self.count)
+        ]
+        os.close(waiting)
+
+    def run(self, root: Path) -> None:
+        """Let them go by closing the pipe, and wait for the last one."""
+        os.close(self.gate)
+        failed = [child for child in self.children if os.waitpid(child, 0)[1]]
         if failed:
-            raise RuntimeError(f"{len(failed)} of {readers} readers failed below {root}")
-
-    return run
+            raise RuntimeError(f"{len(failed)} of {self.count} readers failed below {root}")
 
 
-def _reader(paths: Sequence[str]) -> int:
+def _reader(waiting: int, gate: int, paths: Sequence[str]) -> int:
     child = os.fork()
     if child:
         return child
     status = 1
     with contextlib.suppress(OSError):
+        os.close(gate)
+        os.read(waiting, 1)
         for path in paths:
             _read_file(path)
         status = 0
@@ -148,11 +169,13 @@ def remove_files(root: Path) -> None:
     subprocess.run(["rm", "-r", root / "made"], check=True)
 
 
+_FOUR, _SIXTEEN = Readers("four", 4), Readers("sixteen", 16)
+
 WORKLOADS = (
     Workload("read 500 files of 4 KiB", read_small, reads=True),
     Workload("mmap of 64 MiB, every page", map_large, reads=True),
-    Workload("4 readers, 480 files of 4 KiB", _concurrently("four", 4), reads=True),
-    Workload("16 readers, 480 files of 4 KiB", _concurrently("sixteen", 16), reads=True),
+    Workload("4 readers, 480 files of 4 KiB", _FOUR.run, reads=True, prepare=_FOUR.prepare),
+    Workload("16 readers, 480 files of 4 KiB", _SIXTEEN.run, reads=True, prepare=_SIXTEEN.prepare),
     Workload("1,000 random 4 KiB reads in 16 MiB", read_at_random, reads=True),
     Workload("2,000 stats by listing", stat_listed, reads=True),
     Workload("2,000 stats by name", stat_named, reads=True),
