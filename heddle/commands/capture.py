@@ -18,6 +18,7 @@ from heddle.commands.options import (
     PrincipalName,
     Verb,
     attribution_flags,
+    complete_thread,
     new_app,
     repository,
     repository_paths,
@@ -39,7 +40,12 @@ def capture(
     message: Message = "",
     thread: Annotated[
         str | None,
-        typer.Option("--thread", metavar="T", help="Capture thread T's mount, live or not."),
+        typer.Option(
+            "--thread",
+            metavar="T",
+            help="Capture thread T's mount, live or not.",
+            autocompletion=complete_thread,
+        ),
     ] = None,
     path: Annotated[
         list[str] | None,
@@ -58,8 +64,8 @@ def capture(
 ) -> None:
     """Record the changes of the working directory, of the mount you stand in, or of T's mount.
 
-    Ignored files are left where they are. The state says who answers for it and which model made it;
-    heddle whoami shows both beforehand.
+    Ignored files are left where they are. The state says who answers for it and which model made
+    it; heddle whoami shows both beforehand.
     """
     repo = repository()
     flags = attribution_flags(

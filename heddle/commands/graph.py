@@ -26,6 +26,8 @@ _BOX = {
 }
 _ASCII = str.maketrans("│├┤┼╰╯╭╮┴┬─●◆", "|+++\\//\\++-*@")
 
+_LEFT = b""  # in a column that ends in this row: not free before the next
+
 
 class Graph:
     """Draws states as they come, children before their parents.
@@ -37,6 +39,7 @@ class Graph:
     def __init__(self, *, ascii_only: bool = False) -> None:
         self._ascii_only = ascii_only
         self._columns: list[bytes | None] = []  # the state each column leads down to
+        self._root_above: int | None = None  # the column of a root in the row above
 
     def rows(
         self, state: bytes, parents: Sequence[bytes], text: Sequence[str], *, here: bool = False
@@ -49,7 +52,10 @@ class Graph:
             text: what to write beside it, one or more lines.
             here: True for the state HEAD is at, which is drawn as a diamond.
         """
-        at = self._column_of(state)
+        begins = state not in self._columns
+        at = self._place(state) if begins else self._columns.index(state)
+        if begins and at == self._root_above:  # the two must not seem related
+            yield self._line(self._node_row(at, " "), "")
         yield self._line(self._node_row(at, "◆" if here else "●"), text[0])
         before = [column is not None for column in self._columns]
         targets = self._continue(at, parents)
@@ -58,13 +64,10 @@ class Graph:
             yield self._line("".join("│ " if active else "  " for active in before), line)
         if targets:
             yield self._line(self._connections(at, targets, before), "")
+        self._columns = [None if column == _LEFT else column for column in self._columns]
+        self._root_above = at if not parents and len(text) == 1 else None
         while self._columns and self._columns[-1] is None:
             self._columns.pop()
-
-    def _column_of(self, state: bytes) -> int:
-        if state not in self._columns:
-            self._place(state)
-        return self._columns.index(state)
 
     def _place(self, state: bytes) -> int:
         """Start a line in the leftmost free column."""
@@ -90,7 +93,7 @@ class Graph:
     def _join(self, at: int, other: int) -> int:
         """Connect to a column that leads to the parent already; the line goes on in the left one."""
         if self._columns[at] is None and at < other:
-            self._columns[at], self._columns[other] = self._columns[other], None
+            self._columns[at], self._columns[other] = self._columns[other], _LEFT
         return other
 
     def _node_row(self, at: int, dot: str) -> str:
@@ -103,7 +106,7 @@ class Graph:
         cells = []
         for number, column in enumerate(self._columns):
             up = number < len(before) and before[number]
-            ways = ("u" if up else "") + ("d" if column is not None else "")
+            ways = ("u" if up else "") + ("d" if column not in (None, _LEFT) else "")
             if number == at or number in targets:
                 ways += ("l" if number > low else "") + ("r" if number < high else "")
             elif not ways and low < number < high:

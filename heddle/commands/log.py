@@ -13,6 +13,7 @@ from heddle.commands.graph import Graph, without_hidden
 from heddle.commands.options import (
     VerbWithPaths,
     argument,
+    complete_spec,
     new_app,
     paths_after_dashes,
     repository,
@@ -34,7 +35,9 @@ app = new_app()
 )
 def log(
     ctx: typer.Context,
-    spec: Annotated[str | None, argument("Where to begin; HEAD if not given.", "SPEC")] = None,
+    spec: Annotated[
+        str | None, argument("Where to begin; HEAD if not given.", "SPEC", complete_spec)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("-n", "--limit", metavar="N", help="At most N states.")
     ] = None,

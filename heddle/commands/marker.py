@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from heddle.commands import output, views
-from heddle.commands.options import Message, Verb, VerbGroup, argument, new_app, repository
+from heddle.commands.options import (
+    Message,
+    Verb,
+    VerbGroup,
+    argument,
+    complete_spec,
+    new_app,
+    repository,
+)
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
 
@@ -26,7 +34,9 @@ def marker() -> None:
 @app.command("create", cls=Verb, epilog='heddle marker create v1.0 main -m "First release"')
 def create(
     name: Annotated[str, argument("The new marker.", "NAME")],
-    spec: Annotated[str, argument("The state to name; HEAD if not given.", "SPEC")] = "HEAD",
+    spec: Annotated[
+        str, argument("The state to name; HEAD if not given.", "SPEC", complete_spec)
+    ] = "HEAD",
     message: Message = "",
 ) -> None:
     """Name a state for good."""

@@ -8,7 +8,7 @@ What goes out is ``output.py``'s.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -305,6 +305,34 @@ def _write_examples(epilog: str | None, formatter: Any) -> None:
                 formatter.write(f"  {line}\n")
 
 
-def argument(help: str, metavar: str | None = None) -> Any:
-    """Declare a positional argument whose help names no type."""
-    return typer.Argument(help=help, metavar=metavar, show_default=False)
+def argument(help: str, metavar: str, complete: Callable[[str], list[str]] | None = None) -> Any:
+    """Declare a positional argument.
+
+    Args:
+        help: one sentence.
+        metavar: its name in the usage line.
+        complete: gives the values that begin like what was typed, for the shell.
+    """
+    return typer.Argument(help=help, metavar=metavar, show_default=False, autocompletion=complete)
+
+
+def complete_thread(incomplete: str) -> list[str]:
+    """Return the threads whose names begin so; nothing, rather than an error, where there is none."""
+    try:
+        return [name for name in _names(markers=False) if name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Return the threads and markers whose names begin so."""
+    try:
+        return [name for name in _names(markers=True) if name.startswith(incomplete)]
+    except Exception:
+        return []
+
+
+def _names(*, markers: bool) -> list[str]:
+    repo = repository()
+    names = [thread.name for thread in repo.threads.list()]
+    return [*names, *(marker.name for marker in repo.markers.list())] if markers else names

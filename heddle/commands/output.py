@@ -180,6 +180,29 @@ def style(text: str, *names: str) -> str:
     return f"\x1b[{';'.join(STYLES[name] for name in names)}m{text}\x1b[0m"
 
 
+def patch(data: bytes) -> None:
+    """Write a piece of a unified diff; on a terminal, its lines by what they mean."""
+    if not colored():
+        write(data)
+        return
+    for line in data.splitlines(keepends=True):
+        names = next((names for start, names in _PATCH_STYLES if line.startswith(start)), ())
+        text = line.rstrip(b"\n").decode("utf-8", "surrogateescape")
+        ending = b"\n" if line.endswith(b"\n") else b""
+        write(style(text, *names).encode("utf-8", "surrogateescape") + ending)
+
+
+_PATCH_STYLES: tuple[tuple[bytes, tuple[str, ...]], ...] = (
+    (b"diff ", ("bold",)),
+    (b"index ", ("bold",)),
+    (b"--- ", ("bold",)),
+    (b"+++ ", ("bold",)),
+    (b"@@", ("cyan",)),
+    (b"+", ("green",)),
+    (b"-", ("red",)),
+)
+
+
 def columns(rows: Sequence[Sequence[str]], styles: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as lines whose columns are aligned; the first row is the heading.
 

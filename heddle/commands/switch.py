@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from heddle.commands import output, views
-from heddle.commands.options import Verb, argument, new_app, repository
+from heddle.commands.options import Verb, argument, complete_thread, new_app, repository
 from heddle.commands.output import printable
 
 app = new_app()
@@ -15,15 +15,15 @@ app = new_app()
 
 @app.command(cls=Verb, epilog="heddle switch agent-1\nheddle switch --create fix-parser")
 def switch(
-    name: Annotated[str, argument("The thread to go to.", "NAME")],
+    name: Annotated[str, argument("The thread to go to.", "NAME", complete_thread)],
     create: Annotated[
         bool, typer.Option("--create", help="Make the thread where you are, then go to it.")
     ] = False,
 ) -> None:
     """Make the working directory what thread NAME holds, and HEAD mean it.
 
-    Only paths that differ are written. Unsaved changes go along where the two threads agree, and nothing
-    is done where they would be overwritten.
+    Only paths that differ are written. Unsaved changes go along where the two threads agree, and
+    nothing is done where they would be overwritten.
     """
     repo = repository()
     switched = repo.switch(name, create=create)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from heddle.commands import output, views
-from heddle.commands.options import Verb, VerbGroup, argument, new_app, repository
+from heddle.commands.options import (
+    Verb,
+    VerbGroup,
+    argument,
+    complete_spec,
+    complete_thread,
+    new_app,
+    repository,
+)
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
 
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 
 app = new_app(epilog="heddle thread create agent-1 --from main\nheddle thread list")
 
-Name = Annotated[str, argument("A thread.", "NAME")]
+Name = Annotated[str, argument("A thread.", "NAME", complete_thread)]
 
 
 @app.callback(cls=VerbGroup)
@@ -32,7 +40,12 @@ def create(
     name: Annotated[str, argument("The new thread.", "NAME")],
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="SPEC", help="The state to begin at; else where you are."),
+        typer.Option(
+            "--from",
+            metavar="SPEC",
+            help="The state to begin at; else where you are.",
+            autocompletion=complete_spec,
+        ),
     ] = None,
 ) -> None:
     """Make a thread at the state you are at, or at SPEC."""

@@ -7,7 +7,7 @@ shows, and where they come from, is the command's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from heddle.commands import output
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from heddle.attribution import Agent, Principal
     from heddle.objects.state import State
     from heddle.repo.changes import Change
+    from heddle.repo.diff import FileDiff
 
 SHORT = 8
 """How much of an id is shown to people; four digits are enough to name a state while they are unique."""
 
+BAR_WIDTH = 40
 LETTERS = {"added": "A", "modified": "M", "deleted": "D", "renamed": "R", "type-changed": "T"}
 _LETTER_STYLES = {"A": "green", "M": "yellow", "D": "red", "R": "cyan", "T": "magenta"}
 
@@ -95,13 +97,58 @@ def change_record(change: Change) -> dict[str, object]:
     return {"path": change.path, "kind": change.kind, "from": change.old_path}
 
 
+def file_record(file: FileDiff) -> dict[str, object]:
+    """Return the fields of one file of a diff."""
+    return {
+        "path": file.path,
+        "kind": file.kind,
+        "from": file.old_path,
+        "additions": None if file.binary else file.additions,
+        "deletions": None if file.binary else file.deletions,
+        "binary": file.binary,
+    }
+
+
+def stat_lines(files: Sequence[FileDiff]) -> Iterator[str]:
+    """Yield a diff as counts: a line for each file, with bars to the scale of the largest, and a sum."""
+    if not files:
+        return
+    names = [_renamed(file.old_path, file.path) for file in files]
+    width = max(map(len, names))
+    largest = max(file.additions + file.deletions for file in files)
+    scale = min(1.0, BAR_WIDTH / max(largest, 1))
+    for name, file in zip(names, files, strict=True):
+        yield f" {name.ljust(width)} | {_bar(file, scale)}"
+    added, deleted = sum(file.additions for file in files), sum(file.deletions for file in files)
+    yield f" {counted(len(files), 'path')} changed, {added} added, {deleted} deleted"
+
+
+def _bar(file: FileDiff, scale: float) -> str:
+    if file.binary:
+        return "binary"
+    plus, minus = (
+        "" if not number else sign * max(1, round(number * scale))
+        for number, sign in ((file.additions, "+"), (file.deletions, "-"))
+    )
+    return (
+        f"{file.additions + file.deletions:4} {style(plus, 'green')}{style(minus, 'red')}".rstrip()
+    )
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun: ``1 path``, ``2 paths``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _renamed(old_path: bytes | None, path: bytes) -> str:
+    name = printable(path)
+    return name if old_path is None else f"{printable(old_path)} -> {name}"
+
+
 def change_line(change: Change) -> str:
     """Return one changed path for people: its letter and its name."""
     letter = LETTERS[change.kind]
-    name = printable(change.path)
-    if change.old_path is not None:
-        name = f"{printable(change.old_path)} -> {name}"
-    return f"{style(letter, _LETTER_STYLES[letter])} {name}"
+    return f"{style(letter, _LETTER_STYLES[letter])} {_renamed(change.old_path, change.path)}"
 
 
 def iso_time(time_s: int, timezone_s: int = 0) -> str:

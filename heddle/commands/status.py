@@ -1,0 +1,58 @@
+"""``heddle status``: where am I, what changed, and which mounts need attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from heddle.commands import output, views
+from heddle.commands.options import Verb, new_app, repository
+from heddle.commands.output import printable, style
+from heddle.commands.settings import settings
+
+if TYPE_CHECKING:
+    from heddle.api import Status
+
+app = new_app()
+
+
+@app.command(cls=Verb, epilog="heddle status\nheddle -C ~/agent-1 status --json")
+def status() -> None:
+    """Show the thread you are on, what changed since its last capture, and mounts that died."""
+    found = repository().status()
+    if settings.json:
+        output.emit(_record(found))
+    else:
+        _print(found)
+
+
+def _record(found: Status) -> dict[str, object]:
+    return {
+        "repository": str(found.repository),
+        "thread": found.thread,
+        "state": views.hex_id(found.state),
+        "mountpoint": None if found.mountpoint is None else str(found.mountpoint),
+        "changes": [views.change_record(change) for change in found.changes],
+        "ignored_count": found.ignored_count,
+        "mounts_stale": [
+            {"thread": mount.thread, "mountpoint": str(mount.mountpoint)}
+            for mount in found.mounts_stale
+        ],
+    }
+
+
+def _print(found: Status) -> None:
+    at = views.short(found.state) if found.state else "no state yet"
+    output.say(f"on thread {style(printable(found.thread), 'bold')} ({style(at, 'yellow')})")
+    place = found.mountpoint or found.repository
+    kind = "mounted at" if found.mountpoint else "in"
+    output.say(f"{kind} {printable(str(place))}")
+    for change in found.changes:
+        output.say(f"  {views.change_line(change)}")
+    if not found.changes:
+        output.say("nothing changed")
+    if found.ignored_count and settings.verbose:
+        output.say(f"{found.ignored_count} ignored")
+    for mount in found.mounts_stale:
+        where = printable(str(mount.mountpoint))
+        output.say(style(f"stale mount of {printable(mount.thread or '?')}: {where}", "red"))
+        output.say(f"  heddle mount {printable(mount.thread or '?')} {where}")
