@@ -19,10 +19,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from heddle import faults
 from heddle.mount import upper as up
-from heddle.mount.lower import GITLINK, Lower, is_directory
+from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
 from heddle.mount.nodes import DirNode, FileNode, Node
 from heddle.mount.shell import (
     NAME_MAX,
@@ -47,7 +48,9 @@ from heddle.mount.shell import (
 )
 from heddle.mount.upper import Marks, Upper
 
-ObjectID = bytes
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +67,14 @@ class ContentAddressedMount(PlatformShell):
         lower: reads the object store.
         upper: the changed files; None for a read-only mount.
         tree: the lower's root tree, None for an empty one.
-        time_ns: time of everything captured that has no time of its own (its state's).
+        time_ns: time of everything captured that has no time of its own; an upper that says another one is right,
+            since files must not grow newer because their thread moved on.
         uid, gid: owner of everything captured.
 
     Attributes:
         nodes: live nodes by number.
         epoch: counts events after which no directory may be thought clean without a look.
+        watched: names whose change may change what is ignored elsewhere.
         known: contents known to be a blob: real inode number to (size, mtime_ns, ctime_ns, blob).
     """
 
@@ -89,6 +94,7 @@ class ContentAddressedMount(PlatformShell):
         self.uid = uid
         self.gid = gid
         self.epoch = 0
+        self.watched: frozenset[bytes] = frozenset()
         self.known: dict[int, tuple[int, int, int, ObjectID] | None] = {}
         self.root = DirNode(ROOT, None, b"", tree)
         self.root.lookups = 1
@@ -97,6 +103,7 @@ class ContentAddressedMount(PlatformShell):
         self._as_root = os.geteuid() == 0
         if upper is not None:
             self._adopt_directory(self.root, upper.root)
+            self._mark_directory(self.root)
 
     def close(self) -> None:
         """Give all descriptors back; the view must not be used any more."""
@@ -249,9 +256,7 @@ class ContentAddressedMount(PlatformShell):
         return self._add(node, parent, name)
 
     def _load_upper_directory(self, parent: DirNode, name: bytes) -> DirNode:
-        entry = self.lower.entries(parent.lower).get(name)
-        inherited = entry[1] if entry is not None and stat.S_ISDIR(entry[0]) else None
-        node = DirNode(0, parent, name, inherited)
+        node = DirNode(0, parent, name, subtree(self.lower.entries(parent.lower), name))
         node.upper = True
         self._adopt_directory(node, self.fd(node))
         if node.ino in self.nodes:  # see _load_upper
@@ -266,6 +271,8 @@ class ContentAddressedMount(PlatformShell):
         marks = up.read_marks(fd) or Marks()
         if node.ino != ROOT:
             node.ino = os.fstat(fd).st_ino if marks.ino is None else marks.ino
+        elif marks.time_ns is not None:
+            self.time_ns = marks.time_ns
         node.mode = marks.mode
         if marks.lower is not None:
             node.lower, node.explicit = marks.lower, True
@@ -274,7 +281,9 @@ class ContentAddressedMount(PlatformShell):
 
     def _mark_directory(self, node: DirNode) -> None:
         marks = Marks()
-        if node is not self.root:
+        if node is self.root:
+            marks.time_ns = self.time_ns
+        else:
             marks.ino = node.ino
         marks.mode = node.mode
         if node.explicit:
@@ -592,12 +601,14 @@ class ContentAddressedMount(PlatformShell):
 
     def _touch_parents(self, node: FileNode) -> None:
         if node.parent is not None:
-            self.touch(node.parent)
+            self.touch(node.parent, node.name)
         if node.links is not None or (node.orphan is False and node.parent is None):
             self.epoch += 1  # names that are not live may share these bytes
 
-    def touch(self, directory: DirNode) -> None:
-        """Something below is not as it was when it was last found clean."""
+    def touch(self, directory: DirNode, name: bytes = b"") -> None:
+        """A name of a directory is not as it was when the directory was last found clean."""
+        if name in self.watched:
+            self.epoch += 1
         node: DirNode | None = directory
         while node is not None and node.clean >= 0:
             node.clean = -1
@@ -820,7 +831,7 @@ class ContentAddressedMount(PlatformShell):
             node.marks.mode = shown_mode
         self._add(node, directory, name)
         self.names(directory)[name] = False
-        self.touch(directory)
+        self.touch(directory, name)
         return node
 
     def create_file(self, parent: NodeId, name: bytes, mode: int, caller: Caller) -> Attrs:
@@ -954,7 +965,7 @@ class ContentAddressedMount(PlatformShell):
         self._add_link(found, directory, name)
         self.names(directory)[name] = False
         self._attributes_change(found)
-        self.touch(directory)
+        self.touch(directory, name)
         return self.attrs_of(found)
 
     def unlink_entry(self, parent: NodeId, name: bytes) -> None:
@@ -975,7 +986,7 @@ class ContentAddressedMount(PlatformShell):
             os.unlink(name, dir_fd=fd)
             self.names(directory).pop(name, None)
         self._lose_name(node, directory, name, status)
-        self.touch(directory)
+        self.touch(directory, name)
 
     def _lose_name(
         self, node: FileNode, directory: DirNode, name: bytes, status: os.stat_result | None
@@ -1087,8 +1098,10 @@ class ContentAddressedMount(PlatformShell):
         else:
             self._check_replaceable(source, target)
             self._move(source, source_dir, old_name, target, target_dir, new_name)
-        self.touch(source_dir)
-        self.touch(target_dir)
+        self.touch(source_dir, old_name)
+        self.touch(target_dir, new_name)
+        if isinstance(source, DirNode) or isinstance(target, DirNode):
+            self.epoch += 1  # what is below was clean, or ignored, at another path
 
     def _check_replaceable(self, source: Node, target: Node | None) -> None:
         if target is None:
@@ -1420,6 +1433,82 @@ class ContentAddressedMount(PlatformShell):
         return self._where(node)
 
     # --- for capture and status ----------------------------------------------------------------------
+
+    def follow_base(self, tree: ObjectID | None) -> None:
+        """The base moved to a tree that shows the same: let live directories see it through."""
+        pending: list[tuple[DirNode, ObjectID | None]] = [(self.root, tree)]
+        while pending:
+            directory, lower = pending.pop()
+            if directory.explicit or directory.lower == lower:
+                continue
+            directory.lower = lower
+            below = self.lower.entries(lower)
+            for name, child in directory.children.items():
+                if isinstance(child, DirNode):
+                    pending.append((child, subtree(below, name)))
+
+    def inherit(self, directory: DirNode, tree: ObjectID) -> None:
+        """Let an upper directory take its lower from its place again, where it is ``tree``."""
+        directory.explicit = False
+        directory.lower = tree
+        fd = self.fd(directory)
+        up.clear_opaque(fd)
+        self._mark_directory(directory)
+
+    def drop_retained(self, directory: DirNode, name: bytes) -> None:
+        """Remove the real entry of a captured name, so that the lower's shows again."""
+        names = self.names(directory)
+        if name not in names:
+            return
+        node = directory.children.get(name)
+        fd = self.fd(directory)
+        with _same_times(fd):
+            if isinstance(node, DirNode) or self._is_real_dir(fd, name):
+                try:
+                    os.rmdir(name, dir_fd=fd)
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+                    return  # ignored files live there
+            else:
+                os.unlink(name, dir_fd=fd)
+        del names[name]
+        if node is not None:
+            self._detach(node)
+
+    @staticmethod
+    def _is_real_dir(fd: int, name: bytes) -> bool:
+        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+
+    def _detach(self, node: Node) -> None:
+        """A node whose name means another one now: open handles keep what they have."""
+        if isinstance(node, DirNode):
+            self._orphan_directory(node)
+        elif isinstance(node, FileNode) and node.parent is not None:
+            self._lose_name(node, node.parent, node.name, None)
+
+    def set_time(self, node: FileNode, mtime_ns: int) -> None:
+        """Give a file a modification time of its own."""
+        self._set_file_times(node, AttrUpdate(mtime_ns=mtime_ns))
+
+    def mark_stored(
+        self, directory: DirNode, name: bytes, status: os.stat_result, blob: ObjectID
+    ) -> None:
+        """Note on a real file that its bytes are a blob, keeping the times that it shows."""
+        live = directory.children.get(name)
+        where: bytes | int = up.entry_path(self.fd(directory), name)
+        if isinstance(live, FileNode):
+            marks = live.marks or Marks()
+            live.marks = marks
+        else:
+            marks = up.read_marks(where) or Marks()
+        if marks.blob is not None or marks.stored == blob:
+            return
+        marks.stored = blob
+        marks.size, marks.mtime_ns = status.st_size, status.st_mtime_ns
+        if marks.ctime_ns is None:
+            marks.ctime_ns = status.st_ctime_ns
+        up.write_marks(where, marks)
 
     def open_for_writing(self) -> Iterator[FileNode]:
         """Files whose dirty pages the kernel may still hold."""

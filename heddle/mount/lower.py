@@ -9,15 +9,16 @@ from __future__ import annotations
 import stat
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from heddle.errors import ObjectMissing
 
 if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
     from heddle.objects.store import ObjectStore
 
-ObjectID = bytes
-TreeEntries = dict[bytes, tuple[int, ObjectID]]
+TreeEntries: TypeAlias = "dict[bytes, tuple[int, ObjectID]]"
 
 GITLINK = 0o160000
 FRAME = 1 << 20  # bytes; the store's own frame size, so that a window is one frame
@@ -41,6 +42,7 @@ class Lower:
 
     Args:
         store: the repository's object store.
+        object_format: how its ids are made, ``sha1`` or ``sha256``.
         blob_bytes: budget of the cache of file bytes.
         tree_entries: budget of the cache of decoded directories, counted in entries.
 
@@ -49,9 +51,15 @@ class Lower:
     """
 
     def __init__(
-        self, store: ObjectStore, *, blob_bytes: int = 24 << 20, tree_entries: int = 150_000
+        self,
+        store: ObjectStore,
+        *,
+        object_format: str = "sha1",
+        blob_bytes: int = 24 << 20,
+        tree_entries: int = 150_000,
     ) -> None:
         self.store = store
+        self.object_format = object_format
         self.trees_decoded = 0
         self.frames_decoded = 0
         self._trees: OrderedDict[ObjectID, TreeEntries] = OrderedDict()
@@ -160,6 +168,12 @@ class Lower:
             self._blobs.clear()
             self._tree_room += sum(len(entries) + 1 for entries in self._trees.values())
             self._trees.clear()
+
+
+def subtree(entries: TreeEntries, name: bytes) -> ObjectID | None:
+    """The tree of a name that is a directory with one, else None."""
+    entry = entries.get(name)
+    return entry[1] if entry is not None and stat.S_ISDIR(entry[0]) else None
 
 
 def is_directory(mode: int) -> bool:

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from heddle.mount.shell import Attrs, NodeId
 from heddle.mount.upper import Marks
 
-ObjectID = bytes
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
 
 
 class Node:
@@ -41,11 +44,12 @@ class DirNode(Node):
         lower: the tree that shows through, None for none.
         explicit: the upper directory says its lower itself (moved, or opaque), so a new base does not change it.
         names: what the upper directory holds, True for a whiteout; None until listed.
-        clean: `ContentAddressedMount.epoch` at which all below was last found equal to the base.
+        clean: `ContentAddressedMount.epoch` at which all below was last found equal to the base, -1 for never.
+        ignored: how many ignored entries there were then.
         mode: permission bits to show when the real ones are wider, else None.
     """
 
-    __slots__ = ("children", "clean", "explicit", "lower", "mode", "names")
+    __slots__ = ("children", "clean", "explicit", "ignored", "lower", "mode", "names")
 
     def __init__(
         self, ino: NodeId, parent: DirNode | None, name: bytes, lower: ObjectID | None
@@ -56,6 +60,7 @@ class DirNode(Node):
         self.explicit = False
         self.names: dict[bytes, bool] | None = None
         self.clean = -1
+        self.ignored = 0
         self.mode: int | None = None
 
 

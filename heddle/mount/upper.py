@@ -18,11 +18,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from heddle import faults
 from heddle.mount.shell import Stale
 
-ObjectID = bytes
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
 
 MARKS = "user.heddle.node"
 OPAQUE = "user.overlay.opaque"
@@ -60,9 +63,20 @@ class Marks:
         size, mtime_ns: belong to ``blob`` (authoritative) or ``stored`` (to be compared).
         ctime_ns: the change time to show, while ``blob`` or ``stored`` holds.
         lower: a directory's lower is this tree, wherever the directory was moved to.
+        time_ns: on the root: the time of captured files that have none of their own.
     """
 
-    __slots__ = ("blob", "ctime_ns", "ino", "lower", "mode", "mtime_ns", "size", "stored")
+    __slots__ = (
+        "blob",
+        "ctime_ns",
+        "ino",
+        "lower",
+        "mode",
+        "mtime_ns",
+        "size",
+        "stored",
+        "time_ns",
+    )
 
     def __init__(self) -> None:
         self.ino: int | None = None
@@ -73,6 +87,7 @@ class Marks:
         self.mtime_ns = 0
         self.ctime_ns: int | None = None
         self.lower: ObjectID | None = None
+        self.time_ns: int | None = None
 
     def encode(self) -> bytes:
         """The attribute's value; empty when there is nothing to say."""
@@ -83,6 +98,8 @@ class Marks:
             words.append(b"mode=%o" % self.mode)
         if self.lower is not None:
             words.append(b"lower=" + self.lower)
+        if self.time_ns is not None:
+            words.append(b"time=%d" % self.time_ns)
         content = self.blob or self.stored
         if content is not None:
             kind = b"blob" if self.blob else b"stored"
@@ -109,6 +126,8 @@ class Marks:
                 if len(text) not in (40, 64) or not all(c in b"0123456789abcdef" for c in text):
                     raise ValueError(f"not an object id: {text!r}")
                 setattr(marks, key.decode(), text)
+            elif key == b"time":
+                marks.time_ns = int(text)
             elif key == b"size":
                 marks.size = int(text)
             elif key == b"mtime":

@@ -1,0 +1,476 @@
+"""What a mount's view holds that its base does not, and the tree that a capture makes of it.
+
+One walk serves status, diff and capture. It visits the directories that have a place in the upper, and nothing else:
+what was never changed is known by its tree id. Owns what of a POSIX tree a git tree can say; the view itself is
+`core.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+
+from heddle.mount import upper as up
+from heddle.mount.core import ContentAddressedMount
+from heddle.mount.lower import GITLINK, TreeEntries
+from heddle.mount.nodes import DirNode, FileNode
+from heddle.repo.capture import NotRecorded
+from heddle.repo.changes import Change, change_between, normalised, within
+from heddle.repo.ignore import IgnoreRules, always_ignored
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.objects.pack import PackWriter
+
+Entry: TypeAlias = "tuple[int, ObjectID | None]"
+
+DIRECTORY = 0o040000
+FILE = 0o100644
+EXECUTABLE = 0o100755
+SYMLINK = 0o120000
+_STREAMED = 4 << 20  # bytes above which a file is never held whole
+_CHUNK = 1 << 20
+
+
+class Unknown(NamedTuple):
+    """A changed file whose blob id nobody knows yet.
+
+    Attributes:
+        path: from the root of the mount.
+        status: of the real file when the walk met it.
+        comparable: the base has a file of the same size here: only its bytes can tell whether it changed.
+        open: a program may be writing it.
+    """
+
+    path: bytes
+    status: os.stat_result
+    comparable: bool
+    open: bool
+
+
+class Stored(NamedTuple):
+    """A real file whose bytes this walk stored or found stored."""
+
+    directory: DirNode
+    name: bytes
+    status: os.stat_result
+    blob: ObjectID
+
+
+class _Result(NamedTuple):
+    """What a directory comes to.
+
+    Attributes:
+        tree: its tree id; None when nothing of it can be recorded, or nothing is built.
+        present: there is something to record, if only an empty directory.
+    """
+
+    tree: ObjectID | None
+    present: bool
+
+
+class Snapshot:
+    """One walk over the view.
+
+    Args:
+        core: the view.
+        base: root tree to compare with, None for none.
+        exclude: rules of the whole repository (``.git/info/exclude``).
+        writer: build trees and store files in it; None only compares.
+        paths: look at these and what is below them only; elsewhere the base stands.
+        hash_unknown: read files that only their bytes can tell from the base's.
+
+    Attributes:
+        changes: what differs from the base, path by path, without renames.
+        ignored: entries left out because of ignore rules, a directory counted once.
+        not_recorded: what a git tree can't hold.
+        unknown: changed files whose id is not known (when they were not hashed or stored here).
+        stored: real files whose blob is known now.
+        size: bytes of the changed files.
+    """
+
+    def __init__(
+        self,
+        core: ContentAddressedMount,
+        base: ObjectID | None,
+        *,
+        exclude: bytes = b"",
+        writer: PackWriter | None = None,
+        paths: Sequence[bytes] = (),
+        hash_unknown: bool = True,
+    ) -> None:
+        self.changes: list[Change] = []
+        self.ignored = 0
+        self.not_recorded: list[NotRecorded] = []
+        self.unknown: list[Unknown] = []
+        self.stored: list[Stored] = []
+        self.size = 0
+        self._core = core
+        self._base = base
+        self._writer = writer
+        self._paths = normalised(paths)
+        self._hash_unknown = hash_unknown
+        self._rules = IgnoreRules(self._read_rules, exclude=exclude)
+        self._visited: list[tuple[DirNode, int]] = []
+
+    def take(self) -> ObjectID | None:
+        """Walk; returns the root's tree id when a writer was given."""
+        result = self._directory(self._core.root, self._core.root.lower, self._base, b"")
+        self.changes.sort(key=lambda change: change.path)
+        if self._writer is not None and result.tree is None:
+            return self._writer.add_tree([])
+        return result.tree
+
+    def mark_clean(self) -> None:
+        """After a capture of everything: what was visited equals the new base."""
+        if not self._paths and not self.not_recorded:
+            for directory, ignored in self._visited:
+                directory.clean, directory.ignored = self._core.epoch, ignored
+
+    # --- directories ---------------------------------------------------------------------------------
+
+    def _directory(
+        self, node: DirNode | None, lower: ObjectID | None, base: ObjectID | None, path: bytes
+    ) -> _Result:
+        """One directory.
+
+        Args:
+            node: its node when it has a place in the upper, else None.
+            lower: the tree that shows through.
+            base: the base's tree at this path.
+            path: of the directory.
+        """
+        if node is None and lower == base:
+            return _Result(base, True)
+        if node is not None and node.clean == self._core.epoch and not self._paths:
+            self.ignored += node.ignored
+            return _Result(base, base is not None)
+        before = len(self.changes), len(self.not_recorded), self.ignored
+        entries = self._entries(node, lower, base, path)
+        ignored = self.ignored - before[2]
+        left_out = ignored or len(self.not_recorded) > before[1]
+        if node is not None:
+            self._visited.append((node, ignored))
+            if (len(self.changes), len(self.not_recorded)) == before[:2] and not self._paths:
+                node.clean, node.ignored = self._core.epoch, ignored
+        if not entries and left_out and not self._is_empty_tree(base):
+            return _Result(None, False)
+        if self._writer is None:
+            return _Result(None, True)
+        hidden = self._core.lower.hidden_entries(lower) if lower is not None else []
+        listed = [(name, mode, oid) for name, (mode, oid) in entries.items() if oid is not None]
+        return _Result(self._writer.add_tree([*listed, *hidden]), True)
+
+    def _is_empty_tree(self, tree: ObjectID | None) -> bool:
+        return tree is not None and not self._core.lower.entries(tree)
+
+    def _entries(
+        self, node: DirNode | None, lower: ObjectID | None, base: ObjectID | None, path: bytes
+    ) -> dict[bytes, Entry]:
+        """Everything in a directory that can be recorded, reporting what differs from the base on the way."""
+        below = self._core.lower.entries(lower)
+        recorded = self._core.lower.entries(base)
+        names = {} if node is None else self._core.names(node)
+        entries: dict[bytes, Entry] = dict(below)
+        candidates = set(names) if lower == base else {*names, *below, *recorded}
+        prefix = path + b"/" if path else b""
+        for name in sorted(candidates):
+            entry = self._entry(node, names.get(name), below, recorded.get(name), prefix + name)
+            if entry is None:
+                entries.pop(name, None)
+            else:
+                entries[name] = entry
+        return entries
+
+    def _entry(
+        self,
+        node: DirNode | None,
+        whiteout: bool | None,
+        below: TreeEntries,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
+    ) -> Entry | None:
+        """One name: what of it is recorded."""
+        name = path.rpartition(b"/")[2]
+        if not self._is_selected(path):
+            return base
+        if whiteout is True or always_ignored(name):
+            if base is not None:
+                self._report_deleted(path, base)
+            return None
+        if whiteout is False:
+            assert node is not None
+            return self._upper_entry(node, name, base, path)
+        return self._captured_entry(below.get(name), base, path)
+
+    def _is_selected(self, path: bytes) -> bool:
+        if not self._paths or within(path, self._paths):
+            return True
+        return any(wanted.startswith(path + b"/") for wanted in self._paths)
+
+    # --- what shows through ------------------------------------------------------------------------------
+
+    def _captured_entry(
+        self, entry: tuple[int, ObjectID] | None, base: tuple[int, ObjectID] | None, path: bytes
+    ) -> Entry | None:
+        """A name that the lower shows (of a directory that was moved here, or of an older base)."""
+        if entry == base:
+            return entry
+        if entry is not None and base is None and self._is_ignored(path, entry[0]):
+            return None
+        if entry is None or not stat.S_ISDIR(entry[0]):
+            return self._leaf(path, base, entry)
+        result = self._directory(None, entry[1], self._base_directory(path, base), path)
+        return self._directory_entry(path, base, result)
+
+    def _is_ignored(self, path: bytes, mode: int) -> bool:
+        if self._rules.is_ignored(path, stat.S_ISDIR(mode)):
+            self.ignored += 1
+            return True
+        return False
+
+    def _base_directory(self, path: bytes, base: tuple[int, ObjectID] | None) -> ObjectID | None:
+        """The base's tree at a path that is a directory now; a file that was there is reported deleted."""
+        if base is None:
+            return None
+        if stat.S_ISDIR(base[0]):
+            return base[1]
+        self._report_deleted(path, base)
+        return None
+
+    def _directory_entry(
+        self, path: bytes, base: tuple[int, ObjectID] | None, result: _Result
+    ) -> Entry | None:
+        if not result.present:
+            return None
+        return (DIRECTORY, result.tree)
+
+    def _leaf(
+        self, path: bytes, base: tuple[int, ObjectID] | None, entry: Entry | None
+    ) -> Entry | None:
+        """A name that is not a directory now, or is nothing: report how it differs."""
+        if base is not None and stat.S_ISDIR(base[0]):
+            self._report_deleted(path, base)
+            base = None
+        if entry != base:
+            self.changes.append(change_between(path, base, entry))
+        return entry
+
+    def _report_deleted(self, path: bytes, base: tuple[int, ObjectID]) -> None:
+        if not stat.S_ISDIR(base[0]):
+            self.changes.append(change_between(path, base, None))
+            return
+        inside = self._core.lower.entries(base[1])
+        if not inside:
+            self.changes.append(change_between(path, base, None))
+        for name, entry in inside.items():
+            self._report_deleted(path + b"/" + name, entry)
+
+    # --- what is in the upper ------------------------------------------------------------------------------
+
+    def _upper_entry(
+        self, parent: DirNode, name: bytes, base: tuple[int, ObjectID] | None, path: bytes
+    ) -> Entry | None:
+        core = self._core
+        status = os.stat(name, dir_fd=core.fd(parent), follow_symlinks=False)
+        kind = stat.S_IFMT(status.st_mode)
+        if base is None and self._is_ignored(path, kind):
+            return None
+        if kind == stat.S_IFDIR:
+            return self._upper_directory(parent, name, base, path)
+        if kind == stat.S_IFLNK:
+            return self._leaf(path, base, self._symlink(parent, name))
+        if kind == stat.S_IFREG:
+            return self._upper_file(parent, name, status, base, path)
+        self.not_recorded.append(NotRecorded(path, f"{_KINDS.get(kind, 'a special file')}"))
+        if base is not None:
+            self._report_deleted(path, base)
+        return None
+
+    def _upper_directory(
+        self, parent: DirNode, name: bytes, base: tuple[int, ObjectID] | None, path: bytes
+    ) -> Entry | None:
+        if base is not None and base[0] == GITLINK:
+            return base  # a submodule's own files are its own repository's business
+        node = self._core.child(parent, name)
+        assert isinstance(node, DirNode)
+        tree = self._base_directory(path, base)
+        before = len(self.changes)
+        result = self._directory(node, node.lower, tree, path)
+        if result.present and tree is None and len(self.changes) == before:
+            empty = None if self._writer is None else self._writer.add_tree([])
+            self.changes.append(change_between(path, None, (DIRECTORY, empty)))
+        elif not result.present and tree is not None and self._is_empty_tree(tree):
+            self._report_deleted(path, (DIRECTORY, tree))
+        self._core.drop_if_unused(node)
+        return self._directory_entry(path, base, result)
+
+    def _symlink(self, parent: DirNode, name: bytes) -> Entry:
+        target = os.readlink(name, dir_fd=self._core.fd(parent))
+        if self._writer is not None:
+            return (SYMLINK, self._writer.add_blob(target))
+        return (SYMLINK, self._hash(iter([target]), len(target)))
+
+    def _upper_file(
+        self,
+        parent: DirNode,
+        name: bytes,
+        status: os.stat_result,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
+    ) -> Entry | None:
+        core = self._core
+        live = parent.children.get(name)
+        where = up.entry_path(core.fd(parent), name)
+        marks = live.marks if isinstance(live, FileNode) else up.read_marks(where)
+        permissions = status.st_mode if marks is None or marks.mode is None else marks.mode
+        mode = EXECUTABLE if permissions & 0o100 else FILE
+        blob = core.content_id(status, marks)
+        size = marks.size if marks is not None and marks.blob is not None else status.st_size
+        if blob is None:
+            blob = self._identify(parent, name, status, base, path, live)
+        if base is None or base != (mode, blob):
+            self.size += size
+            if permissions & 0o7000:
+                why = f"its mode {permissions & 0o7777:04o}: git keeps only the executable bit"
+                self.not_recorded.append(NotRecorded(path, why))
+        if blob is not None and (marks is None or (marks.blob is None and marks.stored != blob)):
+            self.stored.append(Stored(parent, name, status, blob))
+        return self._leaf(path, base, (mode, blob))
+
+    def _identify(
+        self,
+        parent: DirNode,
+        name: bytes,
+        status: os.stat_result,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
+        live: object,
+    ) -> ObjectID | None:
+        """The blob id of a file that nobody knows: store it, hash it if only that can tell, or note it for later."""
+        comparable = (
+            base is not None
+            and stat.S_ISREG(base[0])
+            and self._core.lower.size(base[1]) == status.st_size
+        )
+        if self._writer is None and not (comparable and self._hash_unknown):
+            is_open = isinstance(live, FileNode) and live.writers > 0
+            self.unknown.append(Unknown(path, status, comparable, is_open))
+            return None
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._core.fd(parent))
+        try:
+            if self._writer is not None:
+                return store_file(self._writer, fd, status.st_size)
+            return self._hash(_pieces(fd), status.st_size)
+        finally:
+            os.close(fd)
+
+    def _hash(self, pieces: Iterator[bytes], size: int) -> ObjectID:
+        return hash_blob(pieces, size, self._core.lower.object_format)
+
+    def _read_rules(self, path: bytes) -> bytes | None:
+        """The content of an ignore file as the view shows it."""
+        parent, _, name = path.rpartition(b"/")
+        directory = find(self._core, parent)
+        if not isinstance(directory, DirNode):
+            return None
+        node = self._core.child(directory, name)
+        if not isinstance(node, FileNode) or not stat.S_ISREG(self._core.attrs_of(node).mode):
+            return None
+        return read_whole(self._core, node)
+
+
+_KINDS = {
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def hash_blob(pieces: Iterator[bytes], size: int, object_format: str) -> ObjectID:
+    """The git id of a blob given in pieces (gitformat: ``blob <size>NUL`` and the bytes)."""
+    digest = hashlib.new(object_format, b"blob %d\0" % size)
+    for piece in pieces:
+        digest.update(piece)
+    return cast("ObjectID", digest.hexdigest().encode())
+
+
+def store_file(writer: PackWriter, fd: int, size: int) -> ObjectID:
+    """Store an open file of a known size.
+
+    Raises:
+        ChangedWhileRead: it had more or fewer bytes.
+    """
+    if size > _STREAMED:
+        return writer.add_blob_from(lambda count: os.read(fd, count), size)
+    return writer.add_blob(b"".join(_pieces(fd)))
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    while piece := os.read(fd, _CHUNK):
+        yield piece
+
+
+def find(core: ContentAddressedMount, path: bytes) -> DirNode | FileNode | None:
+    """The node of a path from the root; None when the view has none."""
+    node: DirNode | FileNode | None = core.root
+    for name in path.split(b"/") if path else ():
+        if not isinstance(node, DirNode):
+            return None
+        child = core.child(node, name)
+        assert child is None or isinstance(child, DirNode | FileNode)
+        node = child
+    return node
+
+
+def read_whole(core: ContentAddressedMount, node: FileNode) -> bytes:
+    """All bytes of a file, or a link's target."""
+    if stat.S_ISLNK(core.attrs_of(node).mode):
+        return core.read_link(node.ino)
+    core.on_open(node.ino, write=False)
+    try:
+        return core.read(node.ino, 0, core.attrs_of(node).size)
+    finally:
+        core.release(node.ino)
+
+
+def settle(
+    root: bytes,
+    unknown: Sequence[Unknown],
+    identify: Callable[[int, int], ObjectID],
+) -> Iterator[tuple[Unknown, ObjectID]]:
+    """Read files by their path on disk, in any thread; those that move or change meanwhile are passed over.
+
+    Args:
+        root: path of the upper directory.
+        unknown: what to read.
+        identify: makes an id of a descriptor and a size.
+    """
+    for one in unknown:
+        try:
+            fd = os.open(root + b"/" + one.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if _same(os.fstat(fd), one.status):
+                blob = identify(fd, one.status.st_size)
+                if _same(os.fstat(fd), one.status):
+                    yield one, blob
+        except (OSError, ValueError):
+            continue
+        finally:
+            os.close(fd)
+
+
+def _same(status: os.stat_result, before: os.stat_result) -> bool:
+    return (
+        status.st_ino == before.st_ino
+        and status.st_size == before.st_size
+        and status.st_mtime_ns == before.st_mtime_ns
+        and status.st_ctime_ns == before.st_ctime_ns
+    )
