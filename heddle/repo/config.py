@@ -138,7 +138,11 @@ class ConfigFile:
         wanted = self._parse(text)
         _assign(wanted, key, value)
         edited = _edit(text, key, value)
-        if _without_empty(self._parse(edited)) != _without_empty(wanted):
+        try:
+            good = _without_empty(self._parse(edited)) == _without_empty(wanted)
+        except ConfigError:
+            good = False
+        if not good:
             raise ConfigError(
                 f"{self.path} gives {key} in a way that only a person can edit",
                 hint="edit the file",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heddle.errors import StorageError
 from heddle.repo.names import overlay_name
 from heddle.repo.threads import PARKED
 
@@ -37,14 +38,21 @@ def check(
 ) -> Report:
     """Verify everything that a repository holds; changes nothing.
 
+    Where the database can't be read, that is the one problem reported: it says how to read the objects.
+
     Args:
         full: also read every object and check its id.
         progress: called with objects done and objects in all.
-
-    Raises:
-        StorageError: the database can't be opened at all.
     """
-    counted = {"objects": 0}
+    try:
+        database_problems = repo.database.check(repo.is_state)
+        counted = {
+            "threads": len(repo.threads.list()),
+            "markers": len(repo.markers.list()),
+            "objects": 0,
+        }
+    except StorageError as error:
+        return Report({}, [_unreadable(error)])
 
     def count(done: int, total: int) -> None:
         counted["objects"] = total
@@ -52,11 +60,18 @@ def check(
             progress(done, total)
 
     problems = list(repo.store.verify(full=full, progress=count))
-    problems += repo.database.check(repo.is_state)
+    problems += database_problems
     problems += _check_overlays(repo)
-    counted["threads"] = len(repo.threads.list())
-    counted["markers"] = len(repo.markers.list())
     return Report(counted, problems)
+
+
+def _unreadable(error: StorageError) -> Problem:
+    from heddle.objects.store import Problem
+
+    repair = (
+        "copy heddle.db and heddle.db-wal aside, then put a good copy back; sqlite3 has .recover"
+    )
+    return Problem("database", error.message, repair)
 
 
 def _check_overlays(repo: Repository) -> Iterator[Problem]:

@@ -199,7 +199,6 @@ class Repository:
         for part in ("database", "store"):
             if part in self.__dict__:
                 self.__dict__[part].close()
-        self.__dict__.pop("store", None)
 
     # HEAD
 
@@ -428,7 +427,11 @@ class Repository:
     def _create_store(self, object_format: str) -> None:
         from heddle.objects.store import ObjectStore
 
-        store = ObjectStore.create(self.heddle_dir / "objects", object_format=object_format)
+        objects = self.heddle_dir / "objects"
+        if (objects / "packs").is_dir():  # from an init that did not finish
+            store = ObjectStore(objects, object_format=object_format)
+        else:
+            store = ObjectStore.create(objects, object_format=object_format)
         if self.git is not None:
             from heddle.repo import gitlink
 
