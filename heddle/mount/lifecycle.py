@@ -1,0 +1,436 @@
+"""Mounting, unmounting, recovering and listing: what the commands do to sessions.
+
+Owns the order of the steps and what is promised between them. Judging what exists is ``registry``'s, the steps on one
+mountpoint are ``mountpoint``'s, ending a session ``ending``'s, the process behind a mount ``session``'s.
+
+One mount or unmount of a thread at a time: both hold ``RuntimeDirectory.changing``. A thread has at most one live
+session, because a session holds the lock of the thread's overlay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heddle import faults
+from heddle.errors import (
+    DataError,
+    HeddleError,
+    MountpointUnusable,
+    StaleMount,
+    ThreadNotFound,
+    UsageError,
+)
+from heddle.mount import control, ending, mountinfo, mountpoint, registry
+from heddle.mount.registry import Session, SessionRecord, SessionState
+from heddle.mount.runtime import RuntimeDirectory
+from heddle.mount.starting import Starting
+from heddle.mount.wire import Amount
+from heddle.repo.names import overlay_name, valid_thread_name
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.repo.repository import Repository
+
+_DIRTY_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount that answers.
+
+    Attributes:
+        thread: the thread, or None for a read-only mount of a state.
+        spec: the thread, or the state spec of a read-only mount.
+        state: what it is relative to; None for an empty tree.
+        mountpoint: where it is.
+        pid: of the session.
+        log: the session's log.
+        read_only: whether it takes no writes.
+        recovered: what an earlier session that ended badly had left unsaved; None when there was none.
+        already_mounted: whether nothing had to be done.
+    """
+
+    thread: str | None
+    spec: str
+    state: ObjectID | None
+    mountpoint: Path
+    pid: int
+    log: Path
+    read_only: bool
+    recovered: Amount | None = None
+    already_mounted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MountInfo:
+    """One session as ``heddle mounts`` shows it; fields as in ``registry.Session``.
+
+    Attributes:
+        since_ns: when the mount first answered, ns since the epoch; None when nobody knows.
+        dirty: what is unsaved; None when it can't be told just now.
+    """
+
+    repository: Path
+    thread: str | None
+    spec: str
+    mountpoint: Path
+    state: SessionState
+    pid: int | None
+    since_ns: int | None
+    read_only: bool
+    dirty: Amount | None
+    log: Path | None
+
+    @property
+    def dirty_files(self) -> int | None:
+        """How many paths are unsaved; None when it can't be told just now."""
+        return None if self.dirty is None else self.dirty.files
+
+    @property
+    def dirty_bytes(self) -> int | None:
+        """Size of what is unsaved; None when it can't be told just now."""
+        return None if self.dirty is None else self.dirty.bytes
+
+
+# mount
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount.
+
+    Attributes:
+        create: make the thread; an error when it exists.
+        start: the state spec that a thread made by ``create`` begins at; None: ``HEAD``'s state.
+        read_only: show a state, any spec, and take no writes.
+        allow_other: let other users in.
+        agent: attribution defaults for captures of this mount, keys as in ``heddle.attribution``.
+        foreground: serve in this process until unmounted; called when the mount answers.
+    """
+
+    create: bool = False
+    start: str | None = None
+    read_only: bool = False
+    allow_other: bool = False
+    agent: Mapping[str, str] = field(default_factory=dict)
+    foreground: Callable[[Mounted], None] | None = None
+
+
+def mount(
+    repo: Repository,
+    spec: str,
+    where: Path | None,
+    options: MountOptions,
+    runtime: RuntimeDirectory,
+) -> Mounted:
+    """Start a session and return when its mount answers.
+
+    What is mounted at that place already is success. What a session that died left is recovered in place. On
+    an error nothing was changed.
+
+    Args:
+        repo: the repository.
+        spec: a thread; with ``read_only`` any state spec.
+        where: an absolute path: an empty directory, or a name to make; None: where a dead session of the
+            thread was, or a place in the runtime directory.
+        options: how.
+        runtime: the runtime directory.
+
+    Raises:
+        InvalidName, ThreadNotFound, ThreadExists, StateNotFound: about ``spec``.
+        MountpointUnusable, CannotCreate, NotPermitted: about ``where``.
+        DataError: the thread is mounted elsewhere.
+        Unavailable: this machine can't mount.
+        Busy: another command is at it, or a session that hangs can't be ended.
+    """
+    _check_names(spec, options)
+    starting = None if options.foreground else Starting.spawn(repo.environment)
+    try:
+        mountpoint.check_fuse(allow_other=options.allow_other)
+        place = None if where is None else mountinfo.resolve_outside(where)
+        if options.read_only:
+            plan = _plan_state(repo, spec, place, options, runtime)
+        else:
+            plan = _plan_thread(repo, spec, place, options, runtime)
+        with runtime.changing(plan.session_id):
+            return _mount(repo, plan, starting)
+    finally:
+        if starting is not None:
+            starting.close()
+
+
+def _check_names(spec: str, options: MountOptions) -> None:
+    if options.start is not None and not options.create:
+        raise UsageError("--from says where a new thread begins", hint="add --create")
+    if not options.read_only:
+        valid_thread_name(spec)
+    elif options.create:
+        raise UsageError("a read-only mount makes no thread", hint="leave --create out")
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A mount to be made: what is known before its lock is held.
+
+    Attributes:
+        place: where; None: to be decided by what a dead session of the thread left.
+        state: what a read-only mount shows, or a new thread begins at.
+    """
+
+    spec: str
+    thread: str | None
+    place: Path | None
+    options: MountOptions
+    runtime: RuntimeDirectory
+    session_id: str
+    state: ObjectID | None = None
+    recover: bool = False
+    made: bool = False
+    clear_elsewhere: list[Session] = field(default_factory=list)
+
+    def default_place(self, repo: Repository) -> Path:
+        return self.runtime.default_mountpoint(repo.path, overlay_name(self.spec))
+
+
+def _plan_state(
+    repo: Repository,
+    spec: str,
+    place: Path | None,
+    options: MountOptions,
+    runtime: RuntimeDirectory,
+) -> _Plan:
+    state = repo.resolve(spec)
+    if place is None:
+        name = overlay_name(f"{spec}@{state[:12].decode()}")
+        place = runtime.default_mountpoint(repo.path, name)
+    name = runtime.session_id(repo.path, spec, place)
+    return _Plan(spec, None, place, options, runtime, name, state)
+
+
+def _plan_thread(
+    repo: Repository,
+    thread: str,
+    place: Path | None,
+    options: MountOptions,
+    runtime: RuntimeDirectory,
+) -> _Plan:
+    plan = _Plan(thread, thread, place, options, runtime, runtime.session_id(repo.path, thread))
+    exists = thread in repo.threads
+    if options.create:
+        if exists:
+            raise _thread_exists(thread)
+        plan.state = _start_state(repo, options.start)
+    elif not exists:
+        raise ThreadNotFound(f"no thread '{thread}'", hint=f"heddle mount {thread} --create")
+    return plan
+
+
+def _thread_exists(thread: str) -> HeddleError:
+    from heddle.errors import ThreadExists
+
+    return ThreadExists(f"thread '{thread}' exists", hint=f"heddle mount {thread}")
+
+
+def _start_state(repo: Repository, start: str | None) -> ObjectID | None:
+    if start is not None:
+        return repo.resolve(start)
+    return repo.threads.get(repo.current_thread).state
+
+
+def _mount(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
+    """Mount with the session's lock held."""
+    running = _settle(repo, plan)
+    if running is not None:
+        return running
+    if plan.place is None:
+        plan.place = plan.default_place(repo)
+    if not plan.recover or not _is_dead_mount(plan.place):
+        _refuse_taken(plan.place)
+        if mountpoint.check(plan.place, repo.heddle_dir):
+            mountpoint.make(plan.place)
+            plan.made = True
+    try:
+        return _start(repo, plan, starting)
+    except BaseException:
+        if plan.made and not plan.recover:
+            mountpoint.remove(plan.place)
+        raise
+
+
+def _is_dead_mount(place: Path) -> bool:
+    return mountinfo.topmost(mountinfo.heddle_mounts(), place) is not None
+
+
+def _refuse_taken(place: Path) -> None:
+    """Another thread's or repository's mount stands there, dead or alive."""
+    location = mountinfo.locate(place)
+    if location is not None and location.mountpoint == place:
+        raise MountpointUnusable(
+            f"'{location.thread}' of {location.repository} is mounted at {place}",
+            hint=f"heddle unmount {place}",
+        )
+
+
+def _settle(repo: Repository, plan: _Plan) -> Mounted | None:
+    """Look at what there is of this thread: answer with it when it serves, plan to recover it when it does not."""
+    sessions = registry.survey(
+        plan.runtime,
+        repo,
+        thread=plan.thread,
+        mountpoint=plan.place if plan.thread is None else None,
+    )
+    for session in sessions:
+        if session.spec != plan.spec:
+            continue
+        session = ending.revived(session) if session.state == "hung" else session
+        if session.state == "live":
+            return _already(repo, session, plan)
+        _plan_recovery(plan, session)
+    return None
+
+
+def _plan_recovery(plan: _Plan, session: Session) -> None:
+    """What is left of a dead session is recovered where it is asked for, or where it was."""
+    plan.recover = True
+    ending.end_process(session)
+    if plan.place in (None, session.mountpoint):
+        plan.place = session.mountpoint
+        plan.made = session.record is not None and session.record.made_mountpoint
+    else:
+        plan.clear_elsewhere.append(session)
+
+
+def _already(repo: Repository, session: Session, plan: _Plan) -> Mounted:
+    if plan.place not in (None, session.mountpoint):
+        raise DataError(
+            f"thread '{session.spec}' is mounted at {session.mountpoint}",
+            hint=f"cd {session.mountpoint}, or heddle unmount {session.spec}",
+        )
+    record = session.record
+    if record is None:
+        raise StaleMount(
+            f"the session at {session.mountpoint} answers, but nobody knows its control socket",
+            hint=f"heddle unmount {session.mountpoint}, then mount again",
+        )
+    thread = session.thread
+    state = plan.state if thread is None else repo.overlay_base(thread)
+    return Mounted(
+        thread=thread,
+        spec=session.spec,
+        state=state,
+        mountpoint=session.mountpoint,
+        pid=record.process.pid,
+        log=record.log,
+        read_only=record.read_only,
+        already_mounted=True,
+    )
+
+
+def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
+    """Make the thread if asked to, and hand the plan to the session."""
+    from heddle.mount.session import Request
+
+    assert plan.place is not None
+    if plan.options.create:
+        repo.threads.create(plan.spec, plan.state)
+    request = Request(
+        repository=str(repo.path),
+        thread=plan.thread,
+        spec=plan.spec,
+        state=plan.state.decode("ascii") if plan.state and plan.thread is None else None,
+        mountpoint=str(plan.place),
+        made_mountpoint=plan.made,
+        allow_other=plan.options.allow_other,
+        runtime=str(plan.runtime.path),
+        agent=dict(plan.options.agent),
+        recover=plan.recover,
+    )
+    try:
+        faults.reach("mount.before-start")
+        if starting is None:
+            return _serve_here(plan, request)
+        said = starting.finish(request)
+    except BaseException:
+        if plan.options.create:
+            repo.threads.delete(plan.spec, force=True)
+        raise
+    faults.reach("mount.started")
+    for session in plan.clear_elsewhere:
+        ending.clear(repo, session, plan.runtime)
+    return _mounted(said)
+
+
+def _serve_here(plan: _Plan, request: Any) -> Mounted:
+    """Be the session ourselves, for ``--foreground``."""
+    from heddle.mount import session
+
+    told: list[Mounted] = []
+
+    def ready(said: control.Message) -> None:
+        told.append(_mounted(said))
+        assert plan.options.foreground is not None
+        plan.options.foreground(told[0])
+
+    session.run(request, ready, foreground=True)
+    return told[0]
+
+
+def _mounted(said: control.Message) -> Mounted:
+    record = SessionRecord.from_json(said["record"])
+    return Mounted(
+        thread=record.thread,
+        spec=record.spec,
+        state=said["state"] and said["state"].encode("ascii"),
+        mountpoint=record.mountpoint,
+        pid=record.process.pid,
+        log=record.log,
+        read_only=record.read_only,
+        recovered=Amount.from_json(said["recovered"]),
+    )
+
+
+# list
+
+
+def mounts(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[MountInfo]:
+    """Every session of a repository, or of all that this user can see, as it is now. Never blocks on a mount.
+
+    Args:
+        runtime: the runtime directory.
+        repo: only this repository's.
+    """
+    sessions = registry.survey(runtime, repo)
+    live = [it for it in sessions if it.state == "live" and it.record and not it.read_only]
+    sockets = [it.record.socket for it in live if it.record]
+    answers = control.ping_all(sockets, _DIRTY_TIMEOUT_S, op="dirty") if sockets else []
+    dirty = {
+        it.mountpoint: Amount(answer["files"], answer["bytes"])
+        for it, answer in zip(live, answers, strict=True)
+        if answer is not None
+    }
+    for it in sessions:
+        if it.state == "stale" and repo is not None:
+            found = ending.dirty_offline(repo, it.thread)
+            if found is not None:
+                dirty[it.mountpoint] = found
+    return [_info(it, dirty.get(it.mountpoint)) for it in sessions]
+
+
+def _info(session: Session, dirty: Amount | None) -> MountInfo:
+    record, process = session.record, session.process
+    return MountInfo(
+        repository=session.repository,
+        thread=session.thread,
+        spec=session.spec,
+        mountpoint=session.mountpoint,
+        state=session.state,
+        pid=process.pid if process else None,
+        since_ns=record.since_ns if record else None,
+        read_only=session.read_only,
+        dirty=dirty,
+        log=record.log if record else None,
+    )

@@ -1,0 +1,358 @@
+"""Which sessions exist, judged by the kernel and the processes; what is written down about them is only a hint.
+
+Owns the record a session leaves (a file in the runtime directory and a row in its repository's ``mounts`` table) and
+the judgement live, stale or hung. It looks and never changes a mount: ``lifecycle`` and ``ending`` do. Nothing here
+looks a path up inside a mount, so no dead or hung session can block it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from heddle.mount import control, mountinfo
+from heddle.mount import mountpoint as places
+from heddle.mount.mountinfo import KernelMount, Location, locate
+from heddle.mount.process import ProcessIdentity
+from heddle.mount.runtime import RuntimeDirectory
+
+if TYPE_CHECKING:
+    from heddle.repo.database import MountRecord
+    from heddle.repo.repository import Repository
+
+__all__ = ["Location", "Session", "SessionRecord", "forget", "locate", "register", "survey"]
+
+SessionState = Literal["live", "stale", "hung"]
+PROBE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What a session says of itself when its mount first answers.
+
+    Attributes:
+        repository: the directory that holds the repository's ``.heddle``.
+        thread: the thread it writes to; None for a read-only mount of a state.
+        spec: the thread, or the state spec of a read-only mount.
+        mountpoint: where it is mounted.
+        process: the session's process.
+        since_ns: when the mount first answered, ns since the epoch.
+        read_only: whether it takes no writes.
+        allow_other: whether other users may use the mount.
+        socket: its control socket.
+        log: its log.
+        made_mountpoint: whether the mountpoint's directory was made for it and goes with it.
+        agent: attribution defaults given at the mount, keys as in ``heddle.attribution``.
+    """
+
+    repository: Path
+    thread: str | None
+    spec: str
+    mountpoint: Path
+    process: ProcessIdentity
+    since_ns: int
+    read_only: bool
+    allow_other: bool
+    socket: Path
+    log: Path
+    made_mountpoint: bool
+    agent: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as the JSON object of its file and of a ping's answer."""
+        return {
+            "repository": str(self.repository),
+            "thread": self.thread,
+            "spec": self.spec,
+            "mountpoint": str(self.mountpoint),
+            "pid": self.process.pid,
+            "start_ticks": self.process.start_ticks,
+            "boot_id": self.process.boot_id,
+            "since_ns": self.since_ns,
+            "read_only": self.read_only,
+            "allow_other": self.allow_other,
+            "socket": str(self.socket),
+            "log": str(self.log),
+            "made_mountpoint": self.made_mountpoint,
+            "agent": dict(self.agent),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> SessionRecord:
+        """The record again.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not one of ours.
+        """
+        return cls(
+            repository=Path(value["repository"]),
+            thread=None if value["thread"] is None else str(value["thread"]),
+            spec=str(value["spec"]),
+            mountpoint=Path(value["mountpoint"]),
+            process=ProcessIdentity(int(value["pid"]), int(value["start_ticks"]), value["boot_id"]),
+            since_ns=int(value["since_ns"]),
+            read_only=bool(value["read_only"]),
+            allow_other=bool(value["allow_other"]),
+            socket=Path(value["socket"]),
+            log=Path(value["log"]),
+            made_mountpoint=bool(value["made_mountpoint"]),
+            agent=dict(value["agent"]),
+        )
+
+    def to_row(self) -> MountRecord:
+        """The record as a row of the repository's ``mounts`` table."""
+        from heddle.repo.database import MountRecord
+
+        return MountRecord(
+            mountpoint=os.fsencode(self.mountpoint),
+            spec=self.spec,
+            thread=self.thread,
+            pid=self.process.pid,
+            start_ticks=self.process.start_ticks,
+            boot_id=self.process.boot_id,
+            since_ns=self.since_ns,
+            read_only=self.read_only,
+            allow_other=self.allow_other,
+            socket=os.fsencode(self.socket),
+            log=os.fsencode(self.log),
+            made_mountpoint=self.made_mountpoint,
+            agent=dict(self.agent),
+        )
+
+    @classmethod
+    def from_row(cls, repository: Path, row: MountRecord) -> SessionRecord:
+        """The record that a repository's ``mounts`` table holds."""
+        return cls(
+            repository=repository,
+            thread=row.thread,
+            spec=row.spec,
+            mountpoint=Path(os.fsdecode(row.mountpoint)),
+            process=ProcessIdentity(row.pid, row.start_ticks, row.boot_id),
+            since_ns=row.since_ns,
+            read_only=row.read_only,
+            allow_other=row.allow_other,
+            socket=Path(os.fsdecode(row.socket)),
+            log=Path(os.fsdecode(row.log)),
+            made_mountpoint=row.made_mountpoint,
+            agent=row.agent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One session as it is now.
+
+    Attributes:
+        repository: the directory of the repository it serves.
+        thread: the thread it writes to; None for a read-only mount of a state.
+        spec: the thread, or the state spec of a read-only mount.
+        mountpoint: where it is, or was, mounted.
+        state: ``live``: mounted and answering; ``hung``: its process is there and does not answer; ``stale``:
+            its process is gone, or its mount is, and something of it has to be cleaned up.
+        mounted: whether the kernel shows a Heddle mount there.
+        record: what it wrote down; None when that is lost.
+        doing: the operation that keeps it busy, if any.
+    """
+
+    repository: Path
+    thread: str | None
+    spec: str
+    mountpoint: Path
+    state: SessionState
+    mounted: bool
+    record: SessionRecord | None
+    doing: str | None = None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it takes no writes."""
+        return self.thread is None
+
+    @property
+    def process(self) -> ProcessIdentity | None:
+        """Its process, if that still runs."""
+        if self.record is None or not self.record.process.is_alive():
+            return None
+        return self.record.process
+
+
+def session_id(runtime: RuntimeDirectory, session: Session | SessionRecord) -> str:
+    """The short name of a session's files; a thread has one session, a state may have several."""
+    where = None if session.thread is not None else session.mountpoint
+    return runtime.session_id(session.repository, session.spec, where)
+
+
+# records
+
+
+def register(runtime: RuntimeDirectory, record: SessionRecord) -> None:
+    """Write a session's record into the runtime directory, whole or not at all.
+
+    It need not survive a crash of the machine, so it is not synced.
+    """
+    path = runtime.record(session_id(runtime, record))
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(record.to_json()))
+    temporary.rename(path)
+
+
+def forget(runtime: RuntimeDirectory, record: SessionRecord, repo: Repository | None) -> None:
+    """Remove what a session that is over wrote down, unless a later session has replaced it.
+
+    Args:
+        runtime: where its file is.
+        record: what it wrote.
+        repo: its repository, or None when that is gone.
+    """
+    name = session_id(runtime, record)
+    written = _read_record(runtime.record(name))
+    if written is not None and written.process == record.process:
+        runtime.record(name).unlink(missing_ok=True)
+        runtime.socket(name).unlink(missing_ok=True)
+    if repo is not None:
+        repo.database.remove_mount(os.fsencode(record.mountpoint), pid=record.process.pid)
+
+
+def _read_record(path: Path) -> SessionRecord | None:
+    try:
+        return SessionRecord.from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recorded(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[SessionRecord]:
+    """Every record there is of a repository, or of all of this user's, one for each place."""
+    files = [
+        _read_record(runtime.path / name)
+        for name in sorted(os.listdir(runtime.path))
+        if name.endswith(".json")
+    ]
+    found = [record for record in files if record is not None]
+    if repo is not None:
+        rows = [SessionRecord.from_row(repo.path, row) for row in repo.database.mounts()]
+        found = rows + [record for record in found if record.repository == repo.path]
+    newest: dict[tuple[Path, str, Path], SessionRecord] = {}
+    for record in sorted(found, key=lambda record: record.since_ns):
+        newest[record.repository, record.spec, record.mountpoint] = record
+    return list(newest.values())
+
+
+# judgement
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A place where the kernel shows a Heddle mount, a record names one, or both."""
+
+    repository: Path
+    spec: str
+    mountpoint: Path
+    mounted: bool
+    read_only: bool
+    record: SessionRecord | None
+
+    def socket(self, runtime: RuntimeDirectory) -> Path:
+        """Where its session listens, also when its record is lost."""
+        if self.record is not None:
+            return self.record.socket
+        where = self.mountpoint if self.read_only else None
+        return runtime.socket(runtime.session_id(self.repository, self.spec, where))
+
+
+def survey(
+    runtime: RuntimeDirectory,
+    repo: Repository | None = None,
+    *,
+    thread: str | None = None,
+    mountpoint: Path | None = None,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> list[Session]:
+    """Every session of a repository, or of all that this user can see, each judged now.
+
+    All are asked at once, so that it takes no longer than one ``timeout_s`` however many hang.
+
+    Args:
+        runtime: the user's runtime directory.
+        repo: only this repository's sessions; its ``mounts`` table is read as well.
+        thread: only those that write to this thread.
+        mountpoint: only those at this place.
+        timeout_s: how long a session may take to answer, in seconds.
+    """
+    candidates = [
+        it
+        for it in _candidates(runtime, repo)
+        if (thread is None or (it.spec == thread and not it.read_only))
+        and (mountpoint is None or it.mountpoint == mountpoint)
+    ]
+    answers = control.ping_all([it.socket(runtime) for it in candidates], timeout_s)
+    pairs = zip(candidates, answers, strict=True)
+    return [_judge(candidate, answer, timeout_s) for candidate, answer in pairs]
+
+
+def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Candidate]:
+    found = {
+        (record.repository, record.spec, record.mountpoint): _Candidate(
+            record.repository, record.spec, record.mountpoint, False, record.thread is None, record
+        )
+        for record in recorded(runtime, repo)
+    }
+    for mount in mountinfo.heddle_mounts():
+        served = mount.served()
+        if served is None or (repo is not None and served[0] != repo.path) or not _whole(mount):
+            continue
+        key = (*served, mount.mountpoint)
+        if key not in found:
+            found[key] = _Candidate(*key, True, mount.read_only, None)
+        found[key].mounted = True
+    return list(found.values())
+
+
+def _whole(mount: KernelMount) -> bool:
+    """Whether it shows the session's whole tree; a bind mount of a part is somebody else's."""
+    return mount.root == Path("/")
+
+
+def _judge(it: _Candidate, answer: control.Message | None, timeout_s: float) -> Session:
+    speaker = _speaker(answer)
+    if speaker is not None and speaker.mountpoint == it.mountpoint:
+        it.record = speaker
+    else:
+        answer = None
+    thread = it.record.thread if it.record is not None else None if it.read_only else it.spec
+    judged = Session(it.repository, thread, it.spec, it.mountpoint, "stale", it.mounted, it.record)
+    return replace(
+        judged, state=_state(judged, answer, timeout_s), doing=(answer or {}).get("doing")
+    )
+
+
+def _state(session: Session, answer: control.Message | None, timeout_s: float) -> SessionState:
+    if answer is not None:
+        if not session.mounted and not _mounted_elsewhere(session):
+            return "stale"
+        return "live" if answer.get("loop") or answer.get("doing") else "hung"
+    if session.record is not None:
+        return "hung" if session.process is not None else "stale"
+    served = places.answers(session.mountpoint, timeout_s)
+    return "hung" if served is None else "live" if served else "stale"
+
+
+def _mounted_elsewhere(session: Session) -> bool:
+    """Whether the session's own mount namespace, not ours, shows the mount."""
+    if session.process is None:
+        return False
+    try:
+        mounts = mountinfo.heddle_mounts(str(session.process.pid))
+    except OSError:
+        return False
+    return mountinfo.topmost(mounts, session.mountpoint) is not None
+
+
+def _speaker(answer: control.Message | None) -> SessionRecord | None:
+    try:
+        return None if answer is None else SessionRecord.from_json(answer["record"])
+    except (KeyError, TypeError, ValueError):
+        return None

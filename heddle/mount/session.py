@@ -1,0 +1,622 @@
+"""The session: the background process that serves one mountpoint.
+
+Owns a session's life: becoming a daemon, its log, taking the overlay, mounting, saying it is ready, answering the
+control socket, ending cleanly. What the mount shows is ``overlay``'s and ``core``'s, the FUSE loop is ``loop``'s;
+``lifecycle`` and ``ending`` start and end sessions.
+
+``python -m heddle.mount.session`` reads one JSON line, the request, from stdin and answers on stdout: its process id,
+then what is mounted or the error that a user shall see. What can go wrong goes wrong before that line.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from heddle import faults
+
+if TYPE_CHECKING:
+    import trio
+
+    from heddle.mount.control import Emit, Message
+    from heddle.mount.overlay import Overlay
+    from heddle.mount.registry import SessionRecord
+    from heddle.mount.runtime import RuntimeDirectory
+    from heddle.repo.repository import Repository
+
+LOG_MAX_BYTES = 1 << 20
+_CHANGES_PER_LINE = 500
+_LOOP_PROBE_S = 0.5
+_HEARTBEAT_S = 2.0
+_GOODBYE_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a session is asked to serve; everything was checked by ``lifecycle``.
+
+    Attributes:
+        repository: the directory that holds ``.heddle``.
+        thread: the thread to mount, or None for a read-only mount of ``state``.
+        spec: the thread, or the state spec as it was given.
+        state: the state to show read-only, as hex; None for a thread or the empty tree.
+        mountpoint: an empty directory.
+        made_mountpoint: whether the directory was made for this mount.
+        allow_other: whether other users may use the mount.
+        runtime: the runtime directory.
+        agent: attribution defaults of captures from this mount.
+        recover: whether an earlier session of this thread ended badly, so that what it left is counted.
+    """
+
+    repository: str
+    thread: str | None
+    spec: str
+    state: str | None
+    mountpoint: str
+    made_mountpoint: bool
+    allow_other: bool
+    runtime: str
+    agent: Mapping[str, str] = field(default_factory=dict)
+    recover: bool = False
+
+    def to_line(self) -> bytes:
+        """The request as the line that a session reads."""
+        import json
+
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(values).encode("ascii") + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Request:
+        """The request again."""
+        import json
+
+        return cls(**json.loads(line))
+
+
+# the process
+
+
+def main() -> None:
+    """Become a daemon, serve the mount that stdin asks for, end with the process."""
+    if os.fork() != 0:
+        os._exit(0)
+    reply = _keep_reply()
+    try:
+        _preload()
+        with open(0, "rb", closefd=False) as requests:
+            line = requests.readline()
+        if not line:
+            os._exit(0)  # whoever started us changed their mind
+        reply({"pid": os.getpid()})
+        request = Request.from_line(line)
+        _daemonize()
+    except BaseException as error:
+        reply(_failure(error))
+        os._exit(1)
+    os._exit(_run(request, reply))
+
+
+def _run(request: Request, reply: Callable[[Message], None]) -> int:
+    try:
+        return run(request, lambda mounted: reply({"ready": mounted}))
+    except BaseException as error:
+        import logging
+
+        logging.getLogger(__name__).exception("the session could not start")
+        reply(_failure(error))
+        return 1
+
+
+def _preload() -> None:
+    """Import everything a mount needs while the command that started us still checks its arguments.
+
+    The collector would run dozens of times over objects that all stay; they are put out of its sight.
+    """
+    import gc
+
+    gc.disable()
+    import heddle.mount.loop
+    import heddle.mount.overlay
+    import heddle.mount.registry
+    import heddle.repo.repository  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def _keep_reply() -> Callable[[Message], None]:
+    """Put the reply pipe (stdout) where no library prints; the returned function sends one line.
+
+    The line that says how it went is the last: the pipe is closed behind it.
+    """
+    descriptor = os.dup(1)
+
+    def reply(message: Message) -> None:
+        nonlocal descriptor
+        if descriptor < 0:
+            return
+        import json
+
+        try:
+            os.write(descriptor, json.dumps(message).encode("ascii") + b"\n")
+        except BrokenPipeError:
+            pass  # the command was interrupted, and has sent SIGTERM
+        if "pid" not in message:
+            os.close(descriptor)
+            descriptor = -1
+
+    return reply
+
+
+def _failure(error: BaseException) -> Message:
+    from heddle.errors import HeddleError, Unavailable
+    from heddle.mount.control import error_record
+
+    if isinstance(error, ImportError):
+        hint = "apt-get install fuse3 libfuse3-3, then pip install heddle again"
+        error = Unavailable(f"a library that mounts need can't be loaded: {error}", hint=hint)
+    if isinstance(error, OSError):
+        from heddle.errors import StorageError
+
+        where = f"{error.filename}: " if error.filename else ""
+        error = StorageError(f"{where}{error.strerror or error}")
+    if not isinstance(error, HeddleError):
+        error = HeddleError(f"the session failed: {type(error).__name__}: {error}")
+    return {"error": error_record(error)}
+
+
+def _daemonize() -> None:
+    """Let go of what was inherited: the directory, the terminal's hang-up, the low descriptor limit."""
+    import resource
+    import signal
+
+    os.chdir("/")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    Path("/proc/self/comm").write_text("heddle-session")
+
+
+def _log_to(path: Path, *, take_stdio: bool) -> None:
+    """Send the log, and when asked all that anything prints, to a file of bounded size."""
+    import logging
+    from logging.handlers import RotatingFileHandler
+
+    class BoundedFile(RotatingFileHandler):
+        def _open(self) -> Any:
+            descriptor = os.open(
+                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600
+            )
+            stream = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+            if take_stdio:
+                for descriptor in (1, 2):
+                    os.dup2(stream.fileno(), descriptor)
+            return stream
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = BoundedFile(path, maxBytes=LOG_MAX_BYTES, backupCount=1)
+    layout = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+    handler.setFormatter(logging.Formatter(layout))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    if take_stdio:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        _watch_for_crashes()
+
+
+def _watch_for_crashes() -> None:
+    import faulthandler
+
+    faulthandler.enable(2)
+
+
+# the mount
+
+
+def run(request: Request, ready: Callable[[Message], None], *, foreground: bool = False) -> int:
+    """Serve one mount until it is unmounted.
+
+    Args:
+        request: what to serve.
+        ready: called once with what is mounted, when the mount answers.
+        foreground: leave the standard streams alone.
+
+    Returns:
+        The process's exit code: 0 when it was unmounted, 1 when it was left behind dead.
+
+    Raises:
+        HeddleError: it could not be mounted.
+    """
+    from heddle.mount.overlay import Overlay
+    from heddle.mount.runtime import RuntimeDirectory
+    from heddle.repo.repository import Repository
+
+    runtime = RuntimeDirectory(Path(request.runtime))
+    repo = Repository.open(Path(request.repository))
+    log = _log_path(runtime, repo, request)
+    _log_to(log, take_stdio=not foreground)
+    if request.thread is None:
+        state: Any = None if request.state is None else request.state.encode("ascii")
+        overlay = Overlay.open(repo, request.spec, read_only=True, base=state)
+    else:
+        repo.current_thread = request.thread
+        overlay = Overlay.open(repo, request.thread)
+    try:
+        session = _Session(request, runtime, repo, overlay, log, ready)
+    except BaseException:
+        overlay.close()
+        raise
+    return session.serve()
+
+
+def _log_path(runtime: RuntimeDirectory, repo: Repository, request: Request) -> Path:
+    if request.thread is None:
+        mountpoint = Path(request.mountpoint)
+        return runtime.log(runtime.session_id(repo.path, request.spec, mountpoint))
+    from heddle.repo.names import overlay_dir
+
+    return overlay_dir(repo, request.thread) / "session.log"
+
+
+class _Session:
+    """A session's moving parts: the trio loop in the main thread, the control socket's threads beside it.
+
+    The core belongs to the loop: other threads reach it through ``_in_loop``, between two awaits. What may take long
+    and touches only the store (``prestore``) runs in the thread of the request.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        runtime: RuntimeDirectory,
+        repo: Repository,
+        overlay: Overlay,
+        log: Path,
+        ready: Callable[[Message], None],
+    ) -> None:
+        from heddle.mount.control import ControlServer
+
+        self._request = request
+        self._runtime = runtime
+        self._repo = repo
+        self._overlay = overlay
+        self._mountpoint = Path(request.mountpoint)
+        self._ready = ready
+        self._record = self._make_record(log)
+        self._recovered = overlay.dirty() if request.recover else None
+        self._control = ControlServer(self._record.socket, self._answer, _warn)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._scope: trio.CancelScope | None = None
+        self._doing: str | None = None
+        self._capturing = threading.Lock()
+        self._end_awaited = False
+        self._loop_thread = threading.get_ident()
+        self._ended = threading.Event()
+        self._left_dirty: tuple[int, int] | None = None
+        self._operations: dict[str, Callable[[Message, Emit], Message]] = {
+            "ping": self._ping,
+            "status": self._status,
+            "dirty": self._dirty,
+            "writers": self._writers,
+            "capture": self._capture,
+            "rebase": self._rebase,
+            "stop": self._stop,
+            "end": self._end,
+        }
+
+    def _make_record(self, log: Path) -> SessionRecord:
+        import time
+
+        from heddle.mount.process import ProcessIdentity
+        from heddle.mount.registry import SessionRecord
+
+        request = self._request
+        process = ProcessIdentity.of(os.getpid())
+        assert process is not None
+        where = None if request.thread is not None else self._mountpoint
+        name = self._runtime.session_id(self._repo.path, request.spec, where)
+        return SessionRecord(
+            repository=self._repo.path,
+            thread=request.thread,
+            spec=request.spec,
+            mountpoint=self._mountpoint,
+            process=process,
+            since_ns=time.time_ns(),
+            read_only=request.thread is None,
+            allow_other=request.allow_other,
+            socket=self._runtime.socket(name),
+            log=log,
+            made_mountpoint=request.made_mountpoint,
+            agent=request.agent,
+        )
+
+    # life
+
+    def serve(self) -> int:
+        """Mount, serve until unmounted, clean up; the exit code."""
+        import trio
+
+        try:
+            trio.run(self._main)
+        except BaseException as error:
+            if self._token is None:
+                self._give_up()
+                raise _single(error) from None
+            import logging
+
+            logging.getLogger(__name__).exception("the mount's loop failed")
+        faults.reach("session.unmounted")
+        return self._finish()
+
+    async def _main(self) -> None:
+        import trio
+
+        from heddle.mount import loop, mountinfo
+
+        request = self._request
+        os.umask(0)  # of what is made through the mount the kernel has taken the caller's already
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals)
+            with trio.CancelScope() as self._scope:
+                faults.reach("session.before-mount")
+                await loop.serve(
+                    self._overlay.core,
+                    self._mountpoint,
+                    source=mountinfo.format_source(self._repo.path, request.spec),
+                    allow_other=request.allow_other,
+                    read_only=request.thread is None,
+                    ready=lambda: self._mounted(nursery),
+                )
+            nursery.cancel_scope.cancel()
+
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        """SIGTERM and SIGINT mean: unmount, whoever still uses it, and lose nothing that was written."""
+        import signal
+
+        import trio
+
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                _note(f"{signal.Signals(number).name}: unmounting")
+                await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
+
+    def _mounted(self, nursery: trio.Nursery) -> None:
+        """The mount answers: open the control socket, leave a record, tell whoever waits."""
+        import trio
+
+        from heddle.mount import registry
+
+        faults.reach("session.mounted")
+        self._token = trio.lowlevel.current_trio_token()
+        self._overlay.in_loop = self._in_loop
+        self._control.start()
+        registry.register(self._runtime, self._record)
+        faults.reach("session.registered")
+        recovered = self._recovered and {"files": self._recovered[0], "bytes": self._recovered[1]}
+        base = self._overlay.base
+        self._ready(
+            {
+                "record": self._record.to_json(),
+                "state": None if base is None else base.decode("ascii"),
+                "recovered": recovered,
+            }
+        )
+        nursery.start_soon(trio.to_thread.run_sync, self._write_row)
+        _note(f"serving {self._request.spec} at {self._mountpoint}")
+
+    def _write_row(self) -> None:
+        """The row in the database helps those with another runtime directory; a mount works without it."""
+        from heddle.errors import HeddleError
+
+        try:
+            self._repo.database.put_mount(self._record.to_row())
+        except HeddleError as error:
+            _warn(f"the mount is not in the database: {error.message}")
+
+    def _unmount(self) -> None:
+        """Unmount from a thread while the loop serves, so that the kernel can bring its dirty pages."""
+        from heddle.mount import mountpoint
+
+        if mountpoint.unmount(self._mountpoint).reason is None:
+            return
+        writers = self._in_loop(self._overlay.writers)
+        mountpoint.flush(self._mountpoint, writers)
+        mountpoint.unmount(self._mountpoint, lazy=True)
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        scope = self._scope
+        assert scope is not None
+        self._in_loop(scope.cancel)
+
+    def _give_up(self) -> None:
+        """It never was mounted."""
+        self._control.close()
+        self._overlay.close()
+
+    def _finish(self) -> int:
+        """Tidy up behind an unmount; behind a lost mount leave all as it is, so that it is seen to be stale."""
+        from heddle.mount import mountinfo, mountpoint, registry
+
+        self._capturing.acquire(
+            timeout=_GOODBYE_S
+        )  # a capture under way reads what is closed below
+        if mountinfo.topmost(mountinfo.heddle_mounts(), self._mountpoint) is not None:
+            _warn("the session ends and the mount is still there: it is stale now")
+            self._overlay.close()
+            return 1
+        if self._end_awaited and not self._record.read_only:
+            self._left_dirty = self._overlay.dirty()
+        self._overlay.close()
+        faults.reach("session.closed")
+        registry.forget(self._runtime, self._record, self._repo)
+        if self._request.made_mountpoint:
+            mountpoint.remove(self._mountpoint)
+        if self._record.read_only:
+            self._record.log.unlink(missing_ok=True)
+        _note("unmounted")
+        self._say_goodbye()
+        return 0
+
+    def _say_goodbye(self) -> None:
+        """Let the request that waits for the end be answered before the process goes."""
+        self._ended.set()
+        self._control.close()
+        self._control.drain(_GOODBYE_S)
+
+    # control operations, each in a thread of its own
+
+    def _answer(self, request: Message, emit: Emit) -> Message:
+        from heddle.errors import UsageError
+
+        operation = self._operations.get(str(request.get("op")))
+        if operation is None:
+            raise UsageError(f"a session knows no operation {request.get('op')!r}")
+        return operation(request, emit)
+
+    def _in_loop(self, function: Callable[[], T]) -> T:
+        """Run something in the loop's thread, with no await in it."""
+        import trio
+
+        from heddle.errors import NotMounted
+
+        if threading.get_ident() == self._loop_thread:
+            return function()
+        try:
+            return trio.from_thread.run_sync(function, trio_token=self._token)
+        except trio.RunFinishedError as error:
+            raise NotMounted("the session is ending") from error
+
+    def _ping(self, _request: Message, _emit: Emit) -> Message:
+        import trio
+
+        turned = threading.Event()
+        try:
+            assert self._token is not None
+            self._token.run_sync_soon(turned.set)
+        except trio.RunFinishedError:
+            pass
+        loop = turned.wait(_LOOP_PROBE_S)
+        return {"record": self._record.to_json(), "loop": loop, "doing": self._doing}
+
+    def _status(self, _request: Message, emit: Emit) -> Message:
+        from heddle.mount.wire import change_to_json
+
+        changes, ignored = self._overlay.status()
+        for start in range(0, len(changes), _CHANGES_PER_LINE):
+            emit([change_to_json(one) for one in changes[start : start + _CHANGES_PER_LINE]])
+        return {"ignored_count": ignored, "state": _text(self._overlay.base)}
+
+    def _dirty(self, _request: Message, _emit: Emit) -> Message:
+        files, size = self._overlay.dirty()
+        return {"files": files, "bytes": size}
+
+    def _writers(self, _request: Message, emit: Emit) -> Message:
+        from heddle.mount.wire import text_of
+
+        writers = self._in_loop(self._overlay.writers)
+        for start in range(0, len(writers), _CHANGES_PER_LINE):
+            emit([text_of(path) for path in writers[start : start + _CHANGES_PER_LINE]])
+        return {}
+
+    def _capture(self, request: Message, _emit: Emit) -> Message:
+        from heddle.mount import wire
+
+        attribution = wire.attribution_from_json(request["attribution"])
+        paths = [wire.path_of(path) for path in request["paths"]]
+        with self._capturing, self._busy_with("capture"), self._repo.store.writer() as writer:
+            self._overlay.prestore(writer)
+            writer.sync()
+            faults.reach("session.prestored")
+            captured = self._in_loop(
+                lambda: self._overlay.capture(
+                    message=request["message"],
+                    attribution=attribution,
+                    paths=paths,
+                    allow_empty=request["allow_empty"],
+                    writer=writer,
+                )
+            )
+        return wire.captured_to_json(captured)
+
+    def _rebase(self, _request: Message, _emit: Emit) -> Message:
+        """Follow the thread, and have the kernel forget what it knows of the names that changed."""
+        import pyfuse3
+
+        with self._capturing, self._busy_with("rebase"):
+            stale = self._in_loop(self._overlay.rebase)
+        for directory, name, _node in stale:
+            try:
+                pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), name)
+            except OSError:
+                continue  # the kernel did not know it
+        return {"state": _text(self._overlay.base)}
+
+    def _stop(self, _request: Message, _emit: Emit) -> Message:
+        """End without a mount in the name space: what others still hold open gets ENOTCONN."""
+        self._end_loop()
+        return {}
+
+    def _end(self, _request: Message, emit: Emit) -> Message:
+        """Answer when the session is over; ``emit`` fails as soon as the client has lost interest."""
+        self._end_awaited = True
+        emit("waiting")
+        while not self._ended.wait(_HEARTBEAT_S):
+            emit("waiting")
+        dirty = self._left_dirty
+        return {"dirty": dirty and {"files": dirty[0], "bytes": dirty[1]}}
+
+    def _busy_with(self, what: str) -> _Doing:
+        return _Doing(self, what)
+
+
+class _Doing:
+    """Says, while the block runs, why the loop may be slow to answer."""
+
+    def __init__(self, session: _Session, what: str) -> None:
+        self._session = session
+        self._what = what
+
+    def __enter__(self) -> None:
+        self._session._doing = self._what
+
+    def __exit__(self, *_error: object) -> None:
+        self._session._doing = None
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one error in the group that a nursery makes of it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _text(object_id: bytes | None) -> str | None:
+    return None if object_id is None else object_id.decode("ascii")
+
+
+def _note(line: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).info(line)
+
+
+def _warn(line: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(line)
+
+
+if __name__ == "__main__":
+    main()

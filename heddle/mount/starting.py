@@ -1,0 +1,133 @@
+"""Starting a session's process: as early as possible, and told what to serve when that is known.
+
+Owns the process and its pipes until it serves. The interpreter and the event loop take longer to start than everything
+that is checked before a mount, so both happen at once. What is asked and answered is ``session``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from heddle.errors import HeddleError, Unavailable
+
+if TYPE_CHECKING:
+    from heddle.mount.session import Request
+
+# -P keeps the current directory, which an agent may write to, out of the module path.
+_COMMAND = ("-P", "-m", "heddle.mount.session")
+
+
+class Starting:
+    """A session's process that waits for its request.
+
+    Args:
+        pid: the process that was started; it ends at once and leaves the session to init.
+        request: write end of the session's stdin.
+        reply: read end of its stdout and, until it has a log, of its stderr.
+    """
+
+    def __init__(self, pid: int, request: int, reply: int) -> None:
+        self._pid = pid
+        self._request = request
+        self._reply = reply
+        self._session: int | None = None
+
+    @classmethod
+    def spawn(cls, environment: Mapping[str, str]) -> Starting:
+        """Start the process in a session (setsid(2)) of its own; returns at once.
+
+        Args:
+            environment: of the command.
+        """
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        actions = [
+            (os.POSIX_SPAWN_DUP2, request_read, 0),
+            (os.POSIX_SPAWN_DUP2, reply_write, 1),
+            (os.POSIX_SPAWN_DUP2, reply_write, 2),
+        ]
+        arguments = [sys.executable, *_COMMAND]
+        try:
+            pid = os.posix_spawn(
+                sys.executable, arguments, environment, file_actions=actions, setsid=True
+            )
+        except BaseException:
+            os.close(request_write)
+            os.close(reply_read)
+            raise
+        finally:
+            os.close(request_read)
+            os.close(reply_write)
+        return cls(pid, request_write, reply_read)
+
+    def finish(self, request: Request) -> dict[str, Any]:
+        """Tell the session what to serve and wait until it does.
+
+        Returns:
+            What it says of its mount.
+
+        Raises:
+            HeddleError: what kept it from mounting, as its own class.
+        """
+        try:
+            os.write(self._request, request.to_line())
+        except BrokenPipeError:
+            pass  # it has died, and said why
+        try:
+            return self._result()
+        except BaseException:
+            if self._session is not None:
+                self._end_session(self._session)
+            raise
+
+    def close(self) -> None:
+        """Let go of the process: one that was told nothing ends."""
+        for descriptor in (self._request, self._reply):
+            os.close(descriptor)
+        os.waitpid(self._pid, 0)
+
+    def _result(self) -> dict[str, Any]:
+        from heddle.mount.control import error_from
+
+        said: list[str] = []
+        with open(self._reply, "rb", closefd=False) as lines:
+            for line in lines:
+                message = _message(line)
+                if message is None:
+                    said.append(line.decode("utf-8", "replace").rstrip())
+                elif "pid" in message:
+                    self._session = int(message["pid"])
+                elif "error" in message:
+                    self._session = None
+                    raise error_from(message["error"])
+                else:
+                    ready: dict[str, Any] = message["ready"]
+                    return ready
+        self._session = None
+        raise _died(said)
+
+    def _end_session(self, pid: int) -> None:
+        """We were interrupted: the session unmounts and ends, or was not mounted yet."""
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """A line of the session's, or None for anything else that was printed (a traceback)."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _died(said: list[str]) -> HeddleError:
+    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    return Unavailable(f"the session ended before it could mount: {last}")

@@ -1,0 +1,211 @@
+"""What a thread's mount holds unsaved, whether a session serves it or not, and capturing that.
+
+Owns the one choice between asking a live session and opening the overlay ourselves, so that nobody above has to make
+it. What counts as changed and how it is captured is ``overlay``'s; which session lives is ``registry``'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from heddle.attribution import Attribution
+from heddle.errors import Busy, NotMounted, StaleMount
+from heddle.mount import control, ending, mountpoint, registry, wire
+from heddle.mount.registry import Session
+from heddle.mount.runtime import RuntimeDirectory
+from heddle.repo.names import overlay_dir
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.mount.overlay import Overlay
+    from heddle.repo.capture import Captured
+    from heddle.repo.changes import Change
+    from heddle.repo.repository import Repository
+
+_LAST_BYTES = "open for writing, and closed to us by its mode: its last bytes may be missing"
+
+
+class Unsaved(Protocol):
+    """What is unsaved in one thread's mount."""
+
+    base: ObjectID | None
+    """The state that it is relative to; None is the empty tree."""
+
+    def status(self) -> tuple[list[Change], int]:
+        """What differs from the base, without what is ignored, and how many ignored entries there are."""
+
+    def read_new(self, path: bytes) -> bytes:
+        """The present bytes of a changed path: a file's content or a link's target."""
+
+    def capture(
+        self,
+        *,
+        message: str,
+        attribution: Attribution,
+        paths: Sequence[bytes] = (),
+        allow_empty: bool = False,
+    ) -> Captured:
+        """Record what is unsaved as a new state of the thread."""
+
+
+@contextmanager
+def unsaved(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Iterator[Unsaved]:
+    """What is unsaved in a thread's mount: live, stale or not mounted just now.
+
+    Without a session the overlay is opened here, so no mount of the thread can start before the block ends.
+
+    Args:
+        repo: the repository.
+        thread: an existing thread.
+        runtime: the runtime directory.
+
+    Raises:
+        NotMounted: the thread has never been mounted.
+        Busy: its session hangs, or another command is at its overlay.
+    """
+    session = _serving(repo, thread, runtime)
+    if session is not None:
+        yield _Live(repo, session)
+        return
+    if not overlay_dir(repo, thread).is_dir():
+        raise NotMounted(f"thread '{thread}' has never been mounted", hint=f"heddle mount {thread}")
+    with runtime.changing(runtime.session_id(repo.path, thread)):
+        from heddle.mount.overlay import Overlay
+
+        overlay = Overlay.open(repo, thread)
+        try:
+            yield _Offline(repo, overlay)
+        finally:
+            overlay.close()
+
+
+def agent_defaults(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Mapping[str, str]:
+    """The attribution defaults that a thread was mounted with; empty when it is not mounted."""
+    found = [record for record in registry.recorded(runtime, repo) if record.thread == thread]
+    return found[-1].agent if found else {}
+
+
+def follow(repo: Repository, thread: str, runtime: RuntimeDirectory) -> bool:
+    """Tell a live mount that its thread was moved by somebody else.
+
+    Returns:
+        Whether a mount follows; False when the thread is not mounted.
+
+    Raises:
+        DataError: it is, and can't follow.
+    """
+    session = _serving(repo, thread, runtime)
+    if session is None or session.record is None:
+        return False
+    control.call(session.record.socket, "rebase")
+    return True
+
+
+def _serving(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Session | None:
+    """The thread's live session; one that hangs is woken, not killed."""
+    for session in registry.survey(runtime, repo, thread=thread):
+        if session.state == "live" or (session.state == "hung" and ending.wake(session)):
+            return session
+        if session.state == "hung":
+            raise Busy(
+                f"the session of {session.mountpoint} does not answer",
+                hint=f"heddle mount {thread} recovers it, heddle unmount --force {thread} ends it",
+            )
+    return None
+
+
+class _Live:
+    """A session's overlay, through its control socket and its mountpoint."""
+
+    def __init__(self, repo: Repository, session: Session) -> None:
+        if session.record is None:
+            raise StaleMount(
+                f"nobody knows the control socket of {session.mountpoint}",
+                hint=f"heddle unmount {session.mountpoint}, then mount again",
+            )
+        self._repo = repo
+        self._socket = session.record.socket
+        self._mountpoint = session.mountpoint
+        assert session.thread is not None
+        self.base = repo.overlay_base(session.thread)
+
+    def status(self) -> tuple[list[Change], int]:
+        self._flush()
+        found: list[Any] = []
+        said = control.call(self._socket, "status", part=found.extend)
+        return [wire.change_from_json(one) for one in found], said["ignored_count"]
+
+    def read_new(self, path: bytes) -> bytes:
+        where = os.path.join(os.fsencode(self._mountpoint), path)
+        try:
+            return os.readlink(where)
+        except OSError:
+            return Path(os.fsdecode(where)).read_bytes()
+
+    def capture(
+        self,
+        *,
+        message: str,
+        attribution: Attribution,
+        paths: Sequence[bytes] = (),
+        allow_empty: bool = False,
+    ) -> Captured:
+        from heddle.repo.capture import NotRecorded
+
+        missed = self._flush()
+        arguments = {
+            "message": message,
+            "attribution": wire.attribution_to_json(attribution),
+            "paths": [wire.text_of(path) for path in paths],
+            "allow_empty": allow_empty,
+        }
+        captured = wire.captured_from_json(
+            self._repo, control.call(self._socket, "capture", arguments)
+        )
+        unsure = tuple(NotRecorded(path, _LAST_BYTES) for path in missed)
+        return replace(captured, not_recorded=captured.not_recorded + unsure)
+
+    def _flush(self) -> list[bytes]:
+        """Bring the session what the kernel still holds of files that are open for writing."""
+        writers: list[str] = []
+        control.call(self._socket, "writers", part=writers.extend)
+        return mountpoint.flush(self._mountpoint, map(wire.path_of, writers))
+
+
+class _Offline:
+    """An overlay that no session serves, opened by ourselves."""
+
+    def __init__(self, repo: Repository, overlay: Overlay) -> None:
+        self._repo = repo
+        self._overlay = overlay
+        self.base = overlay.base
+
+    def status(self) -> tuple[list[Change], int]:
+        return self._overlay.status()
+
+    def read_new(self, path: bytes) -> bytes:
+        return self._overlay.read_new(path)
+
+    def capture(
+        self,
+        *,
+        message: str,
+        attribution: Attribution,
+        paths: Sequence[bytes] = (),
+        allow_empty: bool = False,
+    ) -> Captured:
+        with self._repo.store.writer() as writer:
+            self._overlay.prestore(writer)
+            return self._overlay.capture(
+                message=message,
+                attribution=attribution,
+                paths=paths,
+                allow_empty=allow_empty,
+                writer=writer,
+            )
