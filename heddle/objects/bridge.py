@@ -1,30 +1,37 @@
-"""Where the object store meets dulwich: its full store interface over ours, and git's own object directories.
+"""The object store as dulwich's own store class, for dulwich's walkers, differs and transports.
 
-Owns everything of the object store that needs dulwich imported, which is why it is a module of its own: only what
-walks, compares or exchanges history loads it. Storing and finding objects is ``store.py``'s.
+Owns what that class adds to ``ObjectStore``: taking in git packs (their objects are stored in ours) and giving out
+objects for one. It is a module of its own because importing it loads dulwich.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Set
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from dulwich.object_format import get_object_format
-from dulwich.object_store import DiskObjectStore, PackCapableObjectStore
+from dulwich.object_store import MissingObjectFinder, PackCapableObjectStore, PackInputTooLarge
 from dulwich.objects import ObjectID, RawObjectID, ShaFile
+from dulwich.pack import (
+    PackData,
+    PackInflater,
+    PackStreamCopier,
+    full_unpacked_object,
+    write_pack_data,
+)
 
 if TYPE_CHECKING:
-    from dulwich.pack import Pack
+    from dulwich.pack import Pack, UnpackedObject
 
     from heddle.objects.store import ObjectStore
 
 _SPOOL_BYTES = 16 << 20
+"""An incoming git pack longer than this is kept in a temporary file."""
 
 
 class DulwichStore(PackCapableObjectStore):
-    """An ObjectStore as dulwich's own store class, for dulwich's functions."""
+    """An ObjectStore behind dulwich's class; see the methods of that class."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(object_format=get_object_format(store.format_name))
@@ -55,6 +62,11 @@ class DulwichStore(PackCapableObjectStore):
     def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
         return self._store.iter_prefix(prefix)
 
+    def close(self) -> None:
+        self._store.close()
+
+    # Taking in
+
     def add_object(self, obj: ShaFile) -> None:
         self._store.add_object(obj)
 
@@ -65,41 +77,114 @@ class DulwichStore(PackCapableObjectStore):
     ) -> None:
         self._store.add_objects(objects, progress)
 
-    def close(self) -> None:
-        self._store.close()
+    def add_pack(self) -> tuple[BinaryIO, Callable[[], None], Callable[[], None]]:
+        """Take in a git pack: (file to write it to, what stores its objects, what drops it)."""
+        file = cast(BinaryIO, SpooledTemporaryFile(max_size=_SPOOL_BYTES))  # noqa: SIM115
+
+        def commit() -> None:
+            with file:
+                if file.tell() > 0:
+                    self._store_pack(file)
+
+        return file, commit, file.close
+
+    def _store_pack(self, file: BinaryIO) -> None:
+        """Store the objects of a git pack; deltas may refer to objects that are here already."""
+        size = file.tell()
+        file.seek(0)
+        with PackData.from_file(file, self.object_format, size) as data:
+            data.check()
+            with self._store.writer() as writer:
+                for obj in PackInflater.for_pack_data(data, self.get_raw):
+                    writer.add(obj.type_num, obj.as_raw_string())
+                writer.commit()
+
+    def add_pack_data(
+        self,
+        count: int,
+        unpacked_objects: Iterator[UnpackedObject],
+        progress: Callable[..., None] | None = None,
+    ) -> None:
+        """Take in objects that dulwich has unpacked, deltas among them."""
+        file, commit, abort = self.add_pack()
+        try:
+            write_pack_data(
+                file.write,
+                unpacked_objects,
+                num_records=count,
+                progress=progress,
+                compression_level=0,
+                object_format=self.object_format,
+            )
+        except BaseException:
+            abort()
+            raise
+        commit()
+
+    def add_thin_pack(
+        self,
+        read_all: Callable[[int], bytes],
+        read_some: Callable[[int], bytes] | None,
+        progress: Callable[..., None] | None = None,
+        *,
+        max_input_size: int | None = None,
+    ) -> None:
+        """Take in a git pack from a stream; its deltas may be against objects that are here already.
+
+        Args:
+            read_all: reads exactly so many bytes.
+            read_some: reads at least one byte and at most so many.
+            progress: dulwich's progress callback.
+            max_input_size: bytes to accept at most; None or 0 for any number.
+
+        Raises:
+            PackInputTooLarge: there were more.
+        """
+        if max_input_size:
+            budget = _Budget(max_input_size)
+            read_all = budget.limiting(read_all)
+            read_some = budget.limiting(read_some) if read_some else None
+        file, commit, abort = self.add_pack()
+        try:
+            copier = PackStreamCopier(self.object_format.hash_func, read_all, read_some, file)
+            copier.verify(progress=progress)
+        except BaseException:
+            abort()
+            raise
+        commit()
+
+    # Giving out
+
+    def generate_pack_data(
+        self,
+        have: Iterable[ObjectID],
+        want: Iterable[ObjectID],
+        *,
+        shallow: Set[ObjectID] | None = None,
+        progress: Callable[..., None] | None = None,
+        ofs_delta: bool = True,
+    ) -> tuple[int, Iterator[UnpackedObject]]:
+        """What somebody who has ``have`` needs for ``want``: (number, objects one after the other)."""
+        finder = MissingObjectFinder(
+            self, haves=have, wants=want, shallow=shallow, progress=progress
+        )
+        ids = [object_id for object_id, _ in finder]
+        return len(ids), (full_unpacked_object(self[object_id]) for object_id in ids)
 
 
-class GitAlternate:
-    """A ``.git/objects`` directory, read where it is through dulwich.
+class _Budget:
+    """A number of bytes that several read functions together may return."""
 
-    One lock around it: dulwich's packs are not meant for several threads.
-    """
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._left = limit_bytes
 
-    def __init__(self, path: Path, format_name: str) -> None:
-        self.path = path
-        self._store = DiskObjectStore(path, object_format=get_object_format(format_name))
-        self._lock = threading.Lock()
+    def limiting(self, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        def limited(size: int) -> bytes:
+            data = read(size)
+            self._left -= len(data)
+            if self._left < 0:
+                raise PackInputTooLarge(f"the pack is longer than {self._limit} bytes")
+            return data
 
-    def find_raw(self, raw_id: bytes) -> bool:
-        with self._lock:
-            return ObjectID(raw_id.hex().encode()) in self._store
-
-    def get_raw(self, object_id: bytes) -> tuple[int, bytes]:
-        with self._lock:
-            return self._store.get_raw(ObjectID(object_id))
-
-    def kind(self, object_id: bytes) -> int:
-        return self.get_raw(object_id)[0]
-
-    def size(self, object_id: bytes) -> int:
-        return len(self.get_raw(object_id)[1])
-
-    def iter_ids(self) -> Iterator[bytes]:
-        with self._lock:
-            ids = list(self._store)
-        return (bytes.fromhex(each.decode()) for each in ids)
-
-    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
-        with self._lock:
-            found = list(self._store.iter_prefix(prefix))
-        return iter(found)
+        return limited

@@ -1,7 +1,8 @@
 """One pack's index: which objects the pack holds, of what type and size, and where.
 
-Owns encoding, checking and searching the index file. Every row carries its own checksum, so a lookup trusts
-nothing that it has not checked and yet reads only the row it needs; the checksum over the whole file is for fsck.
+Owns encoding, checking and searching the index file; what it says is ``layout.Entry``. Every row carries its own
+checksum, so a lookup trusts nothing that it has not checked and yet touches only the rows it needs. The checksum
+over the whole file is for fsck.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from zlib import crc32
 
-from heddle.objects.layout import INDEX_MAGIC, REINDEX_HINT, VERSION, Entry, corrupt, plausible
+from heddle.errors import CorruptObject
+from heddle.objects.layout import CRC, REINDEX_HINT, VERSION, Entry, corrupt, with_crc
 
-_HEADER = struct.Struct("<8sHBBIQQ32sII")
-_HEADER_CHECKED = _HEADER.size - 8
+INDEX_MAGIC = b"HDLINDX\0"
+_HEADER = struct.Struct("<8sHBBIQQ32sI")
+_CHECKED = _HEADER.size - CRC.size
 _PAIR = struct.Struct("<II")
-_CRC = struct.Struct("<I")
 _DIGEST_SIZE = 32
+_ROW_WITHOUT_ID = 32
 _ROWS_PER_SLOT = 4
 _MAPPED_FROM = 1 << 18
 """Index files shorter than this, in bytes, are read; longer ones are mapped."""
 
-
-def _row_struct(id_length: int) -> struct.Struct:
-    return struct.Struct(f"<{id_length}sQQQBBHI")
+_new_entry = (
+    tuple.__new__
+)  # Entry(*fields) costs twice as much, and listing a directory makes one per file
 
 
 def encode_index(
@@ -38,50 +41,54 @@ def encode_index(
         entries: what the pack holds, in any order, each id once.
         id_length: bytes of an id.
         pack_size: length of the pack file, in bytes.
-        pack_digest: SHA-256 of the pack file.
+        pack_digest: SHA-256 of the pack file: its name.
     """
     from hashlib import sha256
 
     ordered = sorted(entries)
-    bits = max(0, (len(ordered) // _ROWS_PER_SLOT).bit_length())
-    header = _HEADER.pack(
-        INDEX_MAGIC, VERSION, id_length, bits, 0, len(ordered), pack_size, pack_digest, 0, 0
-    )[:_HEADER_CHECKED]
-    parts = [header, _PAIR.pack(crc32(header), 0), _encode_fanout(ordered, bits)]
+    bits = (len(ordered) // _ROWS_PER_SLOT).bit_length()
+    parts = [_encode_header(len(ordered), id_length, bits, pack_size, pack_digest)]
+    parts.append(_encode_fanout(ordered, bits))
     row = struct.Struct(f"<{id_length}sQQQBBH")
-    for entry in ordered:
-        fields = row.pack(*entry, 0)
-        parts.append(fields)
-        parts.append(_CRC.pack(crc32(fields)))
+    parts += [with_crc(row.pack(*entry, 0)) for entry in ordered]
     body = b"".join(parts)
     return body + sha256(body).digest()
 
 
+def _encode_header(
+    count: int, id_length: int, bits: int, pack_size: int, pack_digest: bytes
+) -> bytes:
+    header = _HEADER.pack(
+        INDEX_MAGIC, VERSION, id_length, bits, 0, count, pack_size, pack_digest, 0
+    )
+    return with_crc(header[:_CHECKED])
+
+
 def _encode_fanout(ordered: list[Entry], bits: int) -> bytes:
-    """Row numbers at which each slot begins; a slot is the first ``bits`` bits of an id."""
-    counts = [0] * ((1 << bits) + 1)
+    """The row number at which each slot begins; an id's slot is its first ``bits`` bits."""
+    starts = [0] * ((1 << bits) + 1)
     for entry in ordered:
-        counts[_slot(entry.id, bits) + 1] += 1
+        starts[(int.from_bytes(entry.id[:4], "big") >> (32 - bits)) + 1] += 1
     total = 0
-    for slot, count in enumerate(counts):
+    for slot, count in enumerate(starts):
         total += count
-        counts[slot] = total
-    return struct.pack(f"<{len(counts)}I", *counts)
-
-
-def _slot(raw_id: bytes, bits: int) -> int:
-    return int.from_bytes(raw_id[:4], "big") >> (32 - bits)
+        starts[slot] = total
+    return struct.pack(f"<{len(starts)}I", *starts)
 
 
 class Index:
     """An opened index, searched in place.
+
+    Args:
+        path: the index file.
+        id_length: bytes of an id.
 
     Attributes:
         path: the index file.
         pack_path: the pack it belongs to.
         count: number of objects.
         pack_size: length of the pack file when it was indexed, in bytes.
-        pack_digest: SHA-256 of the pack file.
+        pack_digest: SHA-256 that the pack file should have.
 
     Raises:
         CorruptObject: the file is not a sound index of this object format.
@@ -91,22 +98,32 @@ class Index:
     def __init__(self, path: Path, id_length: int) -> None:
         self.path = path
         self.pack_path = path.with_suffix(".pack")
+        self._id_length = id_length
         self._data = _load(path)
-        if len(self._data) < _HEADER.size + _DIGEST_SIZE:
-            raise self._damaged("it is too short")
-        magic, version, length, bits, zero, self.count, self.pack_size, self.pack_digest, crc, _ = (
-            _HEADER.unpack_from(self._data)
-        )
-        if crc32(self._data[:_HEADER_CHECKED]) != crc or magic != INDEX_MAGIC:
-            raise self._damaged("its header is not an index's")
-        if version != VERSION or length != id_length or zero or bits > 32:
-            raise self._damaged(f"version {version} for ids of {length} bytes is not ours")
-        self._row = _row_struct(id_length)
+        bits = self._read_header()
+        self._row = struct.Struct(f"<{id_length}sQQQBB2xI")
+        self._width = self._row.size
         self._shift = 32 - bits
         self._rows_at = _HEADER.size + 4 * ((1 << bits) + 1)
-        expected = self._rows_at + self.count * self._row.size + _DIGEST_SIZE
-        if len(self._data) != expected:
-            raise self._damaged(f"it is {len(self._data)} bytes long instead of {expected}")
+        self._end = self._rows_at + self.count * self._width
+        if len(self._data) != self._end + _DIGEST_SIZE:
+            raise self._damaged("its length is not what its header says")
+
+    def _read_header(self) -> int:
+        """Set what the header says; returns how many bits of an id make its slot."""
+        if len(self._data) < _HEADER.size:
+            raise self._damaged("it is too short")
+        magic, version, id_length, bits, zero, count, pack_size, digest, crc = _HEADER.unpack_from(
+            self._data
+        )
+        if magic != INDEX_MAGIC or crc32(self._data[:_CHECKED]) != crc:
+            raise self._damaged("its header is not an index's")
+        if (version, id_length, zero) != (VERSION, self._id_length, 0) or bits > 32:
+            raise self._damaged(f"version {version} for ids of {id_length} bytes is not ours")
+        self.count: int = count
+        self.pack_size: int = pack_size
+        self.pack_digest: bytes = digest
+        return int(bits)
 
     def find(self, raw_id: bytes) -> Entry | None:
         """Look an object up.
@@ -118,58 +135,55 @@ class Index:
         first, last = _PAIR.unpack_from(self._data, _HEADER.size + 4 * slot)
         if first >= last:
             return None
-        width = self._row.size
+        width = self._width
         rows = self._data[self._rows_at + first * width : self._rows_at + last * width]
         at = rows.find(raw_id)
-        while at % width:  # -1 % width is not 0 either: a hit inside a row, or none
+        while at % width:  # not at the start of a row, or -1: not there at all
             if at < 0:
                 return None
             at = rows.find(raw_id, at + 1)
         return self._decode(rows, at)
 
     def _decode(self, rows: bytes, at: int) -> Entry:
-        fields = self._row.unpack_from(rows, at)
-        entry = Entry(*fields[:6])
-        if crc32(rows[at : at + self._row.size - 4]) != fields[7]:
-            raise self._damaged("a row's checksum is wrong", entry.id)
-        if not plausible(entry) or entry.offset + entry.stored_size > self.pack_size:
-            raise self._damaged("a row's sizes can't be true", entry.id)
-        return entry
+        try:
+            fields = self._row.unpack_from(rows, at)
+        except struct.error:  # a damaged fanout led behind the last row
+            raise self._damaged("its table of slots is wrong") from None
+        if crc32(rows[at : at + self._width - 4]) != fields[6]:
+            raise self._damaged("a row's checksum is wrong", fields[0])
+        return _new_entry(Entry, fields[:6])
 
     def __iter__(self) -> Iterator[Entry]:
         """Every row in order of ids; raises CorruptObject at a damaged one."""
-        return self._range(0, self.count)
-
-    def _range(self, first: int, last: int) -> Iterator[Entry]:
-        width = self._row.size
-        for number in range(first, last):
-            at = self._rows_at + number * width
-            yield self._decode(self._data[at : at + width], 0)
+        for at in range(self._rows_at, self._end, self._width):
+            yield self._decode(self._data[at : at + self._width], 0)
 
     def ids(self) -> Iterator[bytes]:
         """Every id in order, unchecked; what is then read through one is checked."""
-        width = self._row.size
-        length = width - 32
+        length = self._id_length
         data = self._data
-        end = self._rows_at + self.count * width
-        return (data[at : at + length] for at in range(self._rows_at, end, width))
+        return (data[at : at + length] for at in range(self._rows_at, self._end, self._width))
 
-    def starting_with(self, first: bytes, last: bytes) -> Iterator[bytes]:
+    def ids_between(self, first: bytes, last: bytes) -> Iterator[bytes]:
         """The ids from ``first`` to ``last``, both included, in order."""
+        number = self._first_from(first)
+        while number < self.count and (raw_id := self._id(number)) <= last:
+            yield raw_id
+            number += 1
+
+    def _first_from(self, raw_id: bytes) -> int:
         low, high = 0, self.count
         while low < high:
             middle = (low + high) // 2
-            if self._id(middle) < first:
+            if self._id(middle) < raw_id:
                 low = middle + 1
             else:
                 high = middle
-        while low < self.count and (raw_id := self._id(low)) <= last:
-            yield raw_id
-            low += 1
+        return low
 
     def _id(self, number: int) -> bytes:
-        at = self._rows_at + number * self._row.size
-        return self._data[at : at + self._row.size - 32]
+        at = self._rows_at + number * self._width
+        return self._data[at : at + self._id_length]
 
     def check(self) -> None:
         """Check the whole file against its checksum.
@@ -179,15 +193,12 @@ class Index:
         """
         from hashlib import sha256
 
-        body = memoryview(self._data)[:-_DIGEST_SIZE]
-        try:
-            digest = sha256(body).digest()
-        finally:
-            body.release()
-        if digest != self._data[-_DIGEST_SIZE:]:
+        with memoryview(self._data) as data:
+            digest = sha256(data[: self._end]).digest()
+        if digest != self._data[self._end :]:
             raise self._damaged("its checksum is wrong")
 
-    def _damaged(self, why: str, raw_id: bytes | None = None) -> Exception:
+    def _damaged(self, why: str, raw_id: bytes | None = None) -> CorruptObject:
         return corrupt(str(self.path), raw_id, why, hint=REINDEX_HINT)
 
 

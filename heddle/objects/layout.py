@@ -1,27 +1,20 @@
-"""The bytes of a pack and of its index: magic numbers, field layouts and the checks on them.
+"""The bytes of a pack: magic numbers, field layouts and the checks on them.
 
-Owns what ``docs/format.md`` describes under "Packs" and "Indexes", and nothing else: no file is opened here. What is
-done with the bytes is ``pack.py``'s and ``index.py``'s. Change that page in the same commit as this module.
+Owns what ``docs/format.md`` says under "Packs" and nothing else: no file is opened here. What is done with the bytes
+is ``packfile.py``'s (reading) and ``output.py``'s (writing). Change that page in the same commit as this module.
 """
 
 from __future__ import annotations
 
 import struct
-from binascii import hexlify, unhexlify
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 from heddle.errors import CorruptObject
-
-if TYPE_CHECKING:
-    from dulwich.objects import ObjectID
-
-COMMIT, TREE, BLOB, TAG = 1, 2, 3, 4
-TYPE_NAMES = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
-ID_LENGTHS = {"sha1": 20, "sha256": 32}
+from heddle.objects.gitformat import TYPE_NAMES, to_hex
 
 WHOLE, CHUNKED, DELTA = 1, 2, 3
-KINDS = (WHOLE, CHUNKED, DELTA)
+"""How an entry stores its object: one zstd frame; many and a table; one that needs an earlier object's bytes."""
 
 FRAME_SIZE = 1 << 20
 """Bytes of content in each frame of a chunked entry, except the last."""
@@ -34,17 +27,17 @@ VERSION = 1
 PACK_MAGIC = b"HDLPACK\0"
 PACK_END_MAGIC = b"HDLPEND\0"
 ENTRY_MAGIC = b"\xf5OBJ"
-INDEX_MAGIC = b"HDLINDX\0"
+TEMPORARY_PREFIX = ".tmp-"
 
-_CRC = struct.Struct("<I")
-_PACK_HEADER = struct.Struct("<8sHBBI")
-_PACK_TRAILER = struct.Struct("<8sQII")
+CRC = struct.Struct("<I")
+_PACK_HEADER = struct.Struct("<8sHBB")
+_PACK_TRAILER = struct.Struct("<8sQI")
 _CHUNK = struct.Struct("<QII")
 _CHUNK_CHECK = struct.Struct("<QQI")
 DELTA_BASE = struct.Struct("<Q")
 
-PACK_HEADER_SIZE = _PACK_HEADER.size
-PACK_TRAILER_SIZE = _PACK_TRAILER.size
+PACK_HEADER_SIZE = _PACK_HEADER.size + CRC.size
+PACK_TRAILER_SIZE = _PACK_TRAILER.size + CRC.size
 CHUNK_SIZE = _CHUNK.size
 
 REINDEX_HINT = "run `heddle fsck --reindex`"
@@ -60,7 +53,7 @@ def corrupt(file: str, raw_id: bytes | None, why: str, *, hint: str = FSCK_HINT)
         why: what was found, in a few words.
         hint: the next command to run.
     """
-    about = f": object {hexlify(raw_id).decode()}" if raw_id is not None else ""
+    about = f" at object {to_hex(raw_id).decode()}" if raw_id is not None else ""
     return CorruptObject(f"{file} is damaged{about}: {why}", hint=hint)
 
 
@@ -68,7 +61,7 @@ class Entry(NamedTuple):
     """Where one object lies in a pack and how; an index row and an entry header say the same.
 
     Attributes:
-        id: the object's id.
+        id: the object's id, binary.
         offset: of the entry's header in the pack, in bytes.
         raw_size: length of the object's content, in bytes.
         stored_size: length of the payload behind the entry's header, in bytes.
@@ -84,25 +77,35 @@ class Entry(NamedTuple):
     type_num: int
 
 
+def with_crc(fields: bytes) -> bytes:
+    """Append the CRC-32 of some fields to them."""
+    return fields + CRC.pack(crc32(fields))
+
+
 class EntryHeader:
-    """The fixed-width header in front of every payload of a pack, for one id length."""
+    """The fixed-width header in front of every payload of a pack, for one length of ids.
+
+    Attributes:
+        size: its length, in bytes.
+    """
 
     def __init__(self, id_length: int) -> None:
         self._fields = struct.Struct(f"<4sBBHQQ{id_length}s")
-        self._checked = self._fields.size
-        self.size = self._checked + _CRC.size
+        self._crc_at = self._fields.size
+        self.size = self._crc_at + CRC.size
 
     def encode(self, entry: Entry) -> bytes:
-        fields = self._fields.pack(
-            ENTRY_MAGIC,
-            entry.kind,
-            entry.type_num,
-            0,
-            entry.raw_size,
-            entry.stored_size,
-            entry.id,
+        return with_crc(
+            self._fields.pack(
+                ENTRY_MAGIC,
+                entry.kind,
+                entry.type_num,
+                0,
+                entry.raw_size,
+                entry.stored_size,
+                entry.id,
+            )
         )
-        return fields + _CRC.pack(crc32(fields))
 
     def decode(self, data: bytes, offset: int, *, at: int = 0) -> Entry | None:
         """Read a header, or return None when these bytes are not a sound one.
@@ -117,15 +120,15 @@ class EntryHeader:
         magic, kind, type_num, zero, raw_size, stored_size, raw_id = self._fields.unpack_from(
             data, at
         )
-        (crc,) = _CRC.unpack_from(data, at + self._checked)
-        if magic != ENTRY_MAGIC or crc32(data[at : at + self._checked]) != crc:
+        end = at + self._crc_at
+        if magic != ENTRY_MAGIC or zero or CRC.unpack_from(data, end)[0] != crc32(data[at:end]):
             return None
         entry = Entry(raw_id, offset, raw_size, stored_size, kind, type_num)
-        return entry if zero == 0 and plausible(entry) else None
+        return entry if is_plausible(entry) else None
 
 
-def plausible(entry: Entry) -> bool:
-    """Say whether the sizes of an entry can be true, so that nothing is allocated for a lie."""
+def is_plausible(entry: Entry) -> bool:
+    """Say whether an entry's sizes can be true together, so that nothing is allocated for a lie."""
     if entry.type_num not in TYPE_NAMES:
         return False
     if entry.kind == CHUNKED:
@@ -133,7 +136,16 @@ def plausible(entry: Entry) -> bool:
             entry.raw_size > WHOLE_LIMIT
             and entry.stored_size > frame_count(entry.raw_size) * CHUNK_SIZE
         )
-    return entry.kind in KINDS and entry.raw_size <= WHOLE_LIMIT
+    return (
+        entry.kind in (WHOLE, DELTA)
+        and entry.raw_size <= WHOLE_LIMIT
+        and entry.stored_size <= stored_bound(entry.raw_size)
+    )
+
+
+def stored_bound(raw_size: int) -> int:
+    """More bytes than zstd and a delta's base ever make of ``raw_size`` bytes of content."""
+    return raw_size + (raw_size >> 7) + 256
 
 
 def frame_count(raw_size: int) -> int:
@@ -147,14 +159,12 @@ def frame_length(raw_size: int, number: int) -> int:
 
 
 def encode_chunk(raw_id: bytes, number: int, start: int, length: int) -> bytes:
-    """One row of a chunk table: where frame ``number`` lies in the payload."""
+    """One row of a chunk table: where frame ``number`` lies in the payload, in bytes."""
     return _CHUNK.pack(start, length, crc32(raw_id + _CHUNK_CHECK.pack(number, start, length)))
 
 
 def decode_chunk(raw_id: bytes, number: int, data: bytes) -> tuple[int, int] | None:
-    """Return (start, length) in bytes of a frame, or None when the row is damaged."""
-    if len(data) != CHUNK_SIZE:
-        return None
+    """Return (start, length) of a frame in the payload, in bytes, or None when the row is damaged."""
     start, length, crc = _CHUNK.unpack(data)
     if crc32(raw_id + _CHUNK_CHECK.pack(number, start, length)) != crc:
         return None
@@ -162,41 +172,14 @@ def decode_chunk(raw_id: bytes, number: int, data: bytes) -> tuple[int, int] | N
 
 
 def encode_pack_header(id_length: int) -> bytes:
-    fields = _PACK_HEADER.pack(PACK_MAGIC, VERSION, id_length, 0, 0)[: -_CRC.size]
-    return fields + _CRC.pack(crc32(fields))
+    return with_crc(_PACK_HEADER.pack(PACK_MAGIC, VERSION, id_length, 0))
 
 
 def encode_pack_trailer(entries: int) -> bytes:
-    fields = _PACK_TRAILER.pack(PACK_END_MAGIC, entries, 0, 0)[: -_CRC.size]
-    return fields + _CRC.pack(crc32(fields))
+    return with_crc(_PACK_TRAILER.pack(PACK_END_MAGIC, entries, 0))
 
 
 def decode_pack_trailer(data: bytes) -> int | None:
-    """Return the number of entries, or None when this is not a whole pack's end."""
-    if len(data) != PACK_TRAILER_SIZE:
-        return None
-    magic, entries, _, _ = _PACK_TRAILER.unpack(data)
-    return (
-        int(entries) if magic == PACK_END_MAGIC and data == encode_pack_trailer(entries) else None
-    )
-
-
-def to_hex(raw_id: bytes) -> ObjectID:
-    """The hex form of an id: dulwich's ObjectID."""
-    return hexlify(raw_id)  # type: ignore[return-value]
-
-
-def to_raw(object_id: bytes, id_length: int) -> bytes:
-    """The binary form of an id given in either form.
-
-    Raises:
-        KeyError: this can't be an id of this object format.
-    """
-    if len(object_id) == id_length:
-        return object_id
-    if len(object_id) == 2 * id_length:
-        try:
-            return unhexlify(object_id)
-        except ValueError:
-            pass
-    raise KeyError(object_id)
+    """Return the number of entries, or None when this is not the end of a finished pack."""
+    entries: int = _PACK_TRAILER.unpack_from(data)[1]
+    return entries if data == encode_pack_trailer(entries) else None

@@ -1,0 +1,231 @@
+"""The packs of one directory: which there are, which of them holds an object, and their open files.
+
+Owns listing the directory and looking into indexes in an order that keeps thousands of packs quick. What an object
+is worth without a pack (alternates, errors a user reads) is ``store.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from heddle.errors import CorruptObject, StorageError
+from heddle.objects.index import Index
+from heddle.objects.layout import REINDEX_HINT, TEMPORARY_PREFIX, Entry, corrupt
+from heddle.objects.packfile import PackFile
+
+_FILE = re.compile(r"([0-9a-f]{64})\.(pack|idx)")
+_SMALL = 4096
+"""Packs with at most so many objects are looked up through one table in memory, however many packs they are."""
+_OPEN_FILES = 64
+_SETTLED_NS = 50_000_000
+"""A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
+
+
+class PackDirectory:
+    """All packs of ``.heddle/objects/packs`` that have an index.
+
+    Safe for several threads, and takes no lock against other processes: packs never change, they appear (the index
+    last) and, when gc has merged them, go. Indexes are opened when a lookup gets that far, the newest first.
+
+    Args:
+        path: the directory.
+        id_length: bytes of an id.
+
+    Attributes:
+        temporary: names of the temporary files at the last look.
+    """
+
+    def __init__(self, path: Path, id_length: int) -> None:
+        self.path = path
+        self.temporary: list[str] = []
+        self._id_length = id_length
+        self._lock = threading.RLock()
+        self._listed: int | None = None
+        self._settled = False
+        self._unopened: list[str] = []
+        self._indexes: dict[str, Index] = {}
+        self._small: dict[bytes, Index] = {}
+        self._large: tuple[Index, ...] = ()
+        self._damaged: dict[str, str] = {}
+        self._unindexed: set[str] = set()
+        self._ids_without_index: dict[str, frozenset[bytes]] = {}
+        self._checked: set[str] = set()
+        self._files: OrderedDict[str, PackFile] = OrderedDict()
+
+    # Looking up
+
+    def find(self, raw_id: bytes) -> tuple[Index, Entry] | None:
+        """Where an object is among the packs of the last look at the directory.
+
+        Raises:
+            CorruptObject: the index says something about it that is damaged.
+        """
+        if self._listed is None:
+            self.refresh()
+        index = self._small.get(raw_id)
+        if index is not None and (entry := index.find(raw_id)) is not None:
+            return index, entry
+        for index in self._large:
+            if (entry := index.find(raw_id)) is not None:
+                return index, entry
+        while self._unopened:
+            if (index := self._open_next()) is not None and (entry := index.find(raw_id)):
+                return index, entry
+        return None
+
+    def indexes(self) -> list[Index]:
+        """Every sound index."""
+        self.refresh()
+        while self._unopened:
+            self._open_next()
+        with self._lock:
+            return list(self._indexes.values())
+
+    def _open_next(self) -> Index | None:
+        with self._lock:
+            if not self._unopened:
+                return None
+            name = self._unopened[-1]
+            try:
+                index = Index(self.path / f"{name}.idx", self._id_length)
+            except CorruptObject as error:
+                self._damaged[name] = error.message
+                return None
+            except FileNotFoundError:
+                return None
+            finally:
+                self._unopened.pop()
+            self._use(name, index)
+            return index
+
+    def _use(self, name: str, index: Index) -> None:
+        self._indexes[name] = index
+        if index.count <= _SMALL:
+            self._small.update(dict.fromkeys(index.ids(), index))
+        else:
+            self._large = (*self._large, index)
+
+    # Which packs there are
+
+    def refresh(self) -> bool:
+        """List the directory again if it may have changed; say whether it was listed.
+
+        Raises:
+            StorageError: there is no such directory.
+        """
+        with self._lock:
+            try:
+                modified = os.stat(self.path).st_mtime_ns
+                if modified == self._listed and self._settled:
+                    return False
+                self._settled = modified < time.time_ns() - _SETTLED_NS
+                self._list()
+            except OSError as error:
+                raise StorageError(f"listing {self.path} failed: {error.strerror}") from error
+            self._listed = modified
+            return True
+
+    def _list(self) -> None:
+        with os.scandir(self.path) as entries:
+            found = {entry.name: entry for entry in entries}
+        self.temporary = [name for name in found if name.startswith(TEMPORARY_PREFIX)]
+        named = [match.groups() for name in found if (match := _FILE.fullmatch(name))]
+        packs = {name for name, suffix in named if suffix == "pack"}
+        indexed = {name for name, suffix in named if suffix == "idx"} & packs
+        for name in {*self._indexes, *self._unopened} - indexed:
+            self._drop(name)
+        new = indexed - {*self._indexes, *self._unopened}
+        by_age = sorted((found[f"{name}.idx"].stat().st_mtime_ns, name) for name in new)
+        self._unopened += [name for _, name in by_age]
+        self._unindexed = packs - indexed
+        self._damaged.clear()  # opened again with the next lookup: they may have been rebuilt
+
+    def _drop(self, name: str) -> None:
+        self._files.pop(name, None)
+        self._checked.discard(name)
+        if name in self._unopened:
+            self._unopened.remove(name)
+        index = self._indexes.pop(name, None)
+        if index is not None:
+            self._large = tuple(each for each in self._large if each is not index)
+            self._small = {raw: each for raw, each in self._small.items() if each is not index}
+
+    def forget(self, index: Index) -> None:
+        """Look again after a pack's file turned out to be gone."""
+        with self._lock:
+            self._drop(index.path.stem)
+            self._settled = False
+            self.refresh()
+
+    def reload(self) -> None:
+        """Begin again from the directory, since indexes were replaced."""
+        with self._lock:
+            for name in [*self._indexes, *self._unopened]:
+                self._drop(name)
+            self._ids_without_index.clear()
+            self._listed = None
+
+    # Files
+
+    def open(self, index: Index) -> PackFile:
+        """The pack file of an index; raises FileNotFoundError when it is gone."""
+        name = index.path.stem
+        with self._lock:
+            pack = self._files.get(name)
+            if pack is None:
+                pack = self._files[name] = PackFile(index.pack_path, self._id_length)
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(name)
+            return pack
+
+    def close(self) -> None:
+        """Forget the open files; those in use close when their readers are done."""
+        with self._lock:
+            self._files.clear()
+
+    # Damage
+
+    def explain_miss(self, raw_id: bytes) -> None:
+        """Find out whether an object is missing only because an index is.
+
+        Raises:
+            CorruptObject: a pack without a sound index holds the object.
+        """
+        for index in self.indexes():
+            if index.path.stem not in self._checked:
+                self._check(index)
+        reasons = dict.fromkeys(self._unindexed, "its index is missing") | self._damaged
+        for name, why in reasons.items():
+            if raw_id in self._scan(name):
+                raise corrupt(str(self.path / f"{name}.pack"), raw_id, why, hint=REINDEX_HINT)
+
+    def _check(self, index: Index) -> None:
+        """Check an index against its checksum, once: lookups check only the rows that they find."""
+        with self._lock:
+            name = index.path.stem
+            self._checked.add(name)
+            try:
+                index.check()
+            except CorruptObject as error:
+                self._drop(name)
+                self._damaged[name] = error.message
+
+    def _scan(self, name: str) -> frozenset[bytes]:
+        """The ids that a pack holds, without its index."""
+        with self._lock:
+            ids = self._ids_without_index.get(name)
+            if ids is None:
+                try:
+                    pack = PackFile(self.path / f"{name}.pack", self._id_length)
+                except FileNotFoundError:
+                    return frozenset()
+                ids = frozenset(entry.id for entry in pack.scan())
+                self._ids_without_index[name] = ids
+            return ids
