@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from dulwich.object_format import get_object_format
 from dulwich.object_store import MissingObjectFinder, PackCapableObjectStore, PackInputTooLarge
@@ -24,16 +24,34 @@ from dulwich.pack import (
 if TYPE_CHECKING:
     from dulwich.pack import Pack, UnpackedObject
 
-    from heddle.objects.store import ObjectStore
+    from heddle.objects.pack import PackWriter
 
 _SPOOL_BYTES = 16 << 20
 """An incoming git pack longer than this is kept in a temporary file."""
 
 
-class DulwichStore(PackCapableObjectStore):
-    """An ObjectStore behind dulwich's class; see the methods of that class."""
+class Objects(Protocol):
+    """What is asked of the object store; its own methods say more."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    format_name: str
+
+    def contains_packed(self, object_id: bytes) -> bool: ...
+    def contains_loose(self, object_id: bytes) -> bool: ...
+    def __contains__(self, object_id: bytes) -> bool: ...
+    def __getitem__(self, object_id: bytes) -> ShaFile: ...
+    def __iter__(self) -> Iterator[ObjectID]: ...
+    def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
+    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]: ...
+    def add_object(self, obj: ShaFile) -> None: ...
+    def add_objects(self, objects: Iterable[tuple[ShaFile, str | None]]) -> None: ...
+    def writer(self) -> PackWriter: ...
+    def close(self) -> None: ...
+
+
+class DulwichStore(PackCapableObjectStore):
+    """The object store behind dulwich's class; see the methods of that class."""
+
+    def __init__(self, store: Objects) -> None:
         super().__init__(object_format=get_object_format(store.format_name))
         self._store = store
 
@@ -75,7 +93,7 @@ class DulwichStore(PackCapableObjectStore):
         objects: Iterable[tuple[ShaFile, str | None]],
         progress: Callable[..., None] | None = None,
     ) -> None:
-        self._store.add_objects(objects, progress)
+        self._store.add_objects(objects)
 
     def add_pack(self) -> tuple[BinaryIO, Callable[[], None], Callable[[], None]]:
         """Take in a git pack: (file to write it to, what stores its objects, what drops it)."""

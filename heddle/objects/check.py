@@ -8,29 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from heddle.atomic import write_file
 from heddle.errors import CorruptObject
 from heddle.objects.index import Index, encode_index
 from heddle.objects.layout import REINDEX_HINT
 from heddle.objects.packfile import PackFile
-from heddle.objects.store import Problem
-
-if TYPE_CHECKING:
-    from heddle.objects.store import ObjectStore
 
 _RESTORE = "restore the file from a copy of the repository, or capture again what it held"
-_UNLIST = "bring the directory back, or take its line out of objects/alternates"
+
+
+class Problem(NamedTuple):
+    """One thing that ``verify`` found.
+
+    Attributes:
+        kind: stable name: ``damaged_pack``, ``damaged_object``, ``damaged_index``, ``missing_index``,
+            ``missing_pack`` or ``missing_alternate``.
+        what: one line for the user.
+        repair: what to do about it, one line.
+    """
+
+    kind: str
+    what: str
+    repair: str
 
 
 def verify(
-    store: ObjectStore, *, full: bool, progress: Callable[[int, int], None] | None
+    directory: Path,
+    id_length: int,
+    *,
+    full: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
-    """See ``ObjectStore.verify``."""
-    for path in store.missing_alternates():
-        yield Problem("missing_alternate", f"the alternate {path} is not there", _UNLIST)
-    directory = store.path / "packs"
+    """Check every pack and index of a directory; see ``ObjectStore.verify``."""
     packs, indexes = _names(directory, ".pack"), _names(directory, ".idx")
     for name in sorted(packs - indexes):
         yield Problem("missing_index", f"{directory / name}.pack has no index", REINDEX_HINT)
@@ -39,10 +50,10 @@ def verify(
     sound = []
     for name in sorted(packs & indexes):
         try:
-            sound.append(_checked_index(directory, name, store.id_length))
+            sound.append(_checked_index(directory, name, id_length))
         except CorruptObject as error:
             yield Problem("damaged_index", error.message, REINDEX_HINT)
-    yield from _verify_packs(sound, store.id_length, full=full, progress=progress)
+    yield from _verify_packs(sound, id_length, full=full, progress=progress)
 
 
 def _names(directory: Path, suffix: str) -> set[str]:

@@ -6,10 +6,9 @@ dulwich. Commits are ``state.py``'s.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from binascii import hexlify, unhexlify
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ COMMIT, TREE, BLOB, TAG = 1, 2, 3, 4
 TYPE_NAMES = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
 ID_LENGTHS = {"sha1": 20, "sha256": 32}
 
-_HASHES: dict[int, Callable[..., _Hash]] = {20: hashlib.sha1, 32: hashlib.sha256}
 _TREE_ENTRY = {
     length: re.compile(rb"([0-7]+) ([^\0/]+)\0(.{%d})" % length, re.DOTALL)
     for length in ID_LENGTHS.values()
@@ -53,7 +51,10 @@ def to_raw(object_id: bytes, id_length: int) -> bytes:
 
 def new_hash(id_length: int, type_num: int, size: int) -> _Hash:
     """A hash that has taken in git's header for an object of ``size`` bytes; its digest will be the id."""
-    return _HASHES[id_length](b"%s %d\0" % (TYPE_NAMES[type_num], size), usedforsecurity=False)
+    from hashlib import sha1, sha256  # loads OpenSSL, which commands that only read do not need
+
+    header = b"%s %d\0" % (TYPE_NAMES[type_num], size)
+    return (sha1 if id_length == 20 else sha256)(header, usedforsecurity=False)
 
 
 def encode_tree(entries: Iterable[tuple[bytes, int, bytes]]) -> bytes:

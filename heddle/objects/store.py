@@ -12,10 +12,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from heddle.atomic import fsync_directory, write_file
 from heddle.errors import CorruptObject
+from heddle.objects.check import Problem, reindex, verify
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TREE, decode_tree, to_hex, to_raw
 from heddle.objects.index import Index
 from heddle.objects.layout import CHUNKED, Entry
@@ -34,22 +35,8 @@ else:
 __all__ = ["ObjectStore", "PackWriter", "Problem"]
 
 _CACHE_BYTES = 4 << 20
+_UNLIST = "bring the directory back, or take its line out of objects/alternates"
 _T = TypeVar("_T")
-
-
-class Problem(NamedTuple):
-    """One thing that ``verify`` found.
-
-    Attributes:
-        kind: stable name: ``damaged_pack``, ``damaged_object``, ``damaged_index``, ``missing_index``,
-            ``missing_pack`` or ``missing_alternate``.
-        what: one line for the user.
-        repair: what to do about it, one line.
-    """
-
-    kind: str
-    what: str
-    repair: str
 
 
 class Alternate(Protocol):
@@ -421,9 +408,9 @@ class ObjectStore(_Interface):
         Yields:
             What is wrong, in the order in which it is found.
         """
-        from heddle.objects.check import verify
-
-        return verify(self, full=full, progress=progress)
+        for path in self.missing_alternates():
+            yield Problem("missing_alternate", f"the alternate {path} is not there", _UNLIST)
+        yield from verify(self._packs.path, self.id_length, full=full, progress=progress)
 
     def reindex(self) -> list[str]:
         """Rebuild every missing or damaged index from its pack.
@@ -431,8 +418,6 @@ class ObjectStore(_Interface):
         Returns:
             The names of the packs that have a new index.
         """
-        from heddle.objects.check import reindex
-
         rebuilt = reindex(self._packs.path, self.id_length)
         self._packs.reload()
         return rebuilt
