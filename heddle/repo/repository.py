@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from heddle import atomic, faults
 from heddle.errors import (
@@ -66,7 +66,7 @@ class Repository:
         self._current_thread: str | None = None
 
     @classmethod
-    def init(cls, path: Path, *, object_format: str | None = None) -> Repository:
+    def init(cls, path: Path, *, object_format: str | None = None) -> Self:
         """Make a repository in a directory; where there is one already, open it.
 
         HEAD is on a new thread ``main`` without a state; in a git checkout it is on a thread with the name of
@@ -105,7 +105,7 @@ class Repository:
         return repo
 
     @classmethod
-    def open(cls, path: Path) -> Repository:
+    def open(cls, path: Path) -> Self:
         """The repository of exactly this directory.
 
         Raises:
@@ -118,7 +118,7 @@ class Repository:
         return repo
 
     @classmethod
-    def discover(cls, start: Path) -> Repository:
+    def discover(cls, start: Path) -> Self:
         """The repository of this directory or of the nearest parent that has one.
 
         Raises:
