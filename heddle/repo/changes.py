@@ -207,23 +207,25 @@ def _renamed(old: Change, new: Change) -> Change:
 
 
 def _pair_equal(deleted: list[Change], added: list[Change]) -> list[Change]:
-    """Pair by object id and kind of file; what was paired leaves both lists."""
-    sources: dict[tuple[ObjectID | None, int], list[Change]] = {}
-    for change in deleted:
-        sources.setdefault((change.old_id, stat.S_IFMT(change.old_mode or 0)), []).append(change)
-    pairs: list[tuple[Change, Change]] = []
-    for change in list(added) if sources else ():
-        candidates = sources.get((change.new_id, stat.S_IFMT(change.new_mode or 0)))
-        if candidates and change.new_id is not None:
-            name = _name(change)
-            source = next((c for c in candidates if _name(c) == name), candidates[0])
-            candidates.remove(source)
-            pairs.append((source, change))
-    return _take(pairs, deleted, added)
+    """Pair by object id and kind of file, equal names first; the paired leave both lists."""
+    renamed: list[Change] = []
+    for by_name in (True, False):
+        sources: dict[object, list[Change]] = {}
+        for change in deleted:
+            mode_and_id = change.old_mode, change.old_id
+            sources.setdefault(_identity(change, *mode_and_id, by_name), []).append(change)
+        pairs = []
+        for change in added if sources else ():
+            candidates = sources.get(_identity(change, change.new_mode, change.new_id, by_name))
+            if candidates and change.new_id is not None:
+                pairs.append((candidates.pop(0), change))
+        renamed += _take(pairs, deleted, added)
+    return renamed
 
 
-def _name(change: Change) -> bytes:
-    return change.path.rpartition(b"/")[2]
+def _identity(change: Change, mode: int | None, id: ObjectID | None, by_name: bool) -> object:
+    name = change.path.rpartition(b"/")[2] if by_name else None
+    return id, stat.S_IFMT(mode or 0), name
 
 
 def _take(
