@@ -71,7 +71,7 @@ def _print(files: Iterable[FileDiff], *, stat: bool, name_only: bool) -> bool:
     for file in files:
         differs = True
         if name_only:
-            output.say(views.printable(file.path))
+            output.say(output.printable(file.path))
         else:
             output.patch(file.patch)
     return differs

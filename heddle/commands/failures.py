@@ -188,17 +188,17 @@ def _text(name: object) -> str:
 def _stale_mount(error: OSError) -> StaleMount:
     """Name the thread whose session died under ``error``'s path, or under the current directory."""
     from pathlib import Path
+    from shlex import quote
 
-    from heddle.mount import registry
+    from heddle.mount.mountinfo import locate
 
     path = Path(_text(error.filename)) if error.filename is not None else Path(os.getcwd())
-    location = registry.locate(Path(os.path.abspath(path)))
+    location = locate(Path(os.path.abspath(path)))
     if location is None:
         return StaleMount(f"{path}: the file system below it is gone", hint="heddle mounts")
-    return StaleMount(
-        f"the session that served {location.mountpoint} is gone",
-        hint=f"heddle -C {location.repository} mount {location.thread}",
-    )
+    again = f"heddle -C {quote(str(location.repository))} "
+    again += "unmount --stale" if location.read_only else f"mount {quote(location.thread)}"
+    return StaleMount(f"the session that served {location.mountpoint} is gone", hint=again)
 
 
 def _database_error(error: Exception) -> HeddleError:

@@ -23,6 +23,8 @@ from heddle.commands.settings import settings
 from heddle.errors import UsageError
 
 if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
     from heddle.api import Repository
     from heddle.objects.state import State
 
@@ -85,7 +87,7 @@ def _since(text: str | None) -> int | None:
     return parse_time(text, int(time.time()))
 
 
-def _starts(repo: Repository, spec: str | None, every: bool) -> list[bytes]:
+def _starts(repo: Repository, spec: str | None, every: bool) -> list[ObjectID]:
     if every:
         return [thread.state for thread in repo.threads.list() if thread.state is not None]
     return [repo.resolve(spec or "HEAD")]
@@ -99,7 +101,7 @@ def _record(repo: Repository, state: State) -> dict[str, object]:
 
 def _print(
     repo: Repository,
-    starts: Sequence[bytes],
+    starts: Sequence[ObjectID],
     states: Iterator[State],
     *,
     graph: bool,
@@ -126,7 +128,7 @@ def _lines(state: State, names: Mapping[bytes, list[str]], oneline: bool) -> lis
 
 def _draw(
     repo: Repository,
-    starts: Sequence[bytes],
+    starts: Sequence[ObjectID],
     states: Iterator[State],
     names: Mapping[bytes, list[str]],
     *,

@@ -189,9 +189,7 @@ def repository() -> Repository:
     """Open the repository of the current directory; in a mount, the one it is a mount of."""
     from heddle import api
 
-    repo = api.open(Path.cwd())
-    repo.environment = os.environ
-    return repo
+    return api.open(Path.cwd())
 
 
 def repository_paths(repo: Repository, paths: Iterable[str]) -> list[bytes]:

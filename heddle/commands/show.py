@@ -57,7 +57,7 @@ def _show_path(repo: Repository, spec: str, path: bytes) -> None:
     elif stat.S_ISDIR(mode):
         for name, entry_mode, _ in repo.store.tree_entries(id):
             slash = "/" if stat.S_ISDIR(entry_mode) else ""
-            output.say(views.printable(name) + slash)
+            output.say(output.printable(name) + slash)
     elif mode == GITLINK:
         output.say(f"commit {views.hex_id(id)}")
     else:
@@ -70,7 +70,7 @@ GITLINK = 0o160000
 
 
 def _content(repo: Repository, mode: int, id: bytes) -> dict[str, object]:
-    nothing = {"size": None, "content": None, "entries": None}
+    nothing: dict[str, object] = {"size": None, "content": None, "entries": None}
     if mode == GITLINK:
         return nothing
     if stat.S_ISDIR(mode):

@@ -20,6 +20,8 @@ from heddle.commands.output import printable
 from heddle.commands.settings import settings
 
 if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
     from heddle.api import Repository
     from heddle.mount.lifecycle import MountInfo
     from heddle.objects.state import State
@@ -123,7 +125,7 @@ def delete(
         output.note(f"what its overlay held is in {printable(str(kept))}")
 
 
-def _start(repo: Repository, spec: str | None) -> bytes | None:
+def _start(repo: Repository, spec: str | None) -> ObjectID | None:
     """Return the state a new thread begins at: none in a repository that has none yet."""
     if spec is None:
         return repo.threads.get(repo.current_thread).state

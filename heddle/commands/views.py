@@ -103,8 +103,8 @@ def file_record(file: FileDiff) -> dict[str, object]:
         "path": file.path,
         "kind": file.kind,
         "from": file.old_path,
-        "additions": None if file.binary else file.additions,
-        "deletions": None if file.binary else file.deletions,
+        "additions": file.additions,
+        "deletions": file.deletions,
         "binary": file.binary,
     }
 

@@ -1,0 +1,97 @@
+"""``heddle fsck``: what is whole, what is damaged, and how it is repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Heddle
+
+
+def packs(work: Path, suffix: str) -> list[Path]:
+    return sorted((work / ".heddle" / "objects" / "packs").glob(f"*.{suffix}"))
+
+
+def damage(path: Path) -> None:
+    """Flip bits in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("options", [[], ["--full"]], ids=["", "full"])
+def test_a_whole_repository(heddle: Heddle, captured: Path, options: list[str]) -> None:
+    """Nothing is wrong: exit code 0, what was checked is counted, no problem is listed."""
+    found = heddle("fsck", *options, "--json").json
+
+    assert found["ok"] is True
+    assert (found["problems"], found["reindexed"]) == ([], [])
+    assert found["checked"]["objects"] == 5  # two blobs, two trees, one state
+    assert found["checked"]["threads"] == 1
+    assert heddle("fsck", *options).text.startswith("whole: ")
+    assert heddle("fsck", *options, "-q").stdout == b""
+
+
+def test_a_damaged_pack_is_1(heddle: Heddle, captured: Path) -> None:
+    """A flipped bit is found, named with its file, and comes with what to do; reading it is 74."""
+    pack = packs(captured, "pack")[0]
+    damage(pack)
+    found = heddle("fsck", "--full", "--json", code=1).json
+
+    assert found["ok"] is False
+    assert all(set(problem) == {"kind", "what", "repair"} for problem in found["problems"])
+    assert any(pack.name in problem["what"] for problem in found["problems"])
+    text = heddle("fsck", "--full", code=1).text
+    assert pack.name in text and "repair: " in text
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_reindex_rebuilds_an_index(heddle: Heddle, captured: Path, how: str) -> None:
+    """An index that is gone or damaged is reported with the command that rebuilds it, which does."""
+    index = packs(captured, "idx")[0]
+    if how == "missing":
+        index.unlink()
+    else:
+        damage(index)
+    found = heddle("fsck", "--json", code=1).json
+
+    assert any("heddle fsck --reindex" in problem["repair"] for problem in found["problems"])
+    rebuilt = heddle("fsck", "--reindex", "--json").json
+    assert (rebuilt["ok"], rebuilt["reindexed"]) == (True, [index.stem])
+    assert heddle("show", "HEAD:a.txt").stdout == b"one\ntwo\n"
+
+
+def test_reading_a_damaged_object_is_74(heddle: Heddle, captured: Path) -> None:
+    """A damaged object is an I/O error that names the file, never wrong bytes."""
+    pack = packs(captured, "pack")[0]
+    content = bytearray(pack.read_bytes())
+    pack.chmod(0o644)
+    pack.write_bytes(bytes(byte ^ 0xFF for byte in content))
+
+    error = heddle("show", "HEAD:a.txt", "--json", code=74).error
+    assert error["exit_code"] == 74
+    assert pack.name in error["message"]
+
+
+def test_a_database_that_is_none(heddle: Heddle, captured: Path) -> None:
+    """A damaged database is 74 for every command, not a traceback."""
+    database = captured / ".heddle" / "heddle.db"
+    for extra in ("heddle.db-wal", "heddle.db-shm"):
+        (captured / ".heddle" / extra).unlink(missing_ok=True)
+    database.write_bytes(b"not a database, and long enough to look at" * 100)
+
+    for words in (["status"], ["log"], ["fsck"], ["thread", "list"]):
+        assert heddle(*words, "--json", code=74).error["exit_code"] == 74
+
+
+def test_a_database_of_a_newer_heddle(heddle: Heddle, captured: Path) -> None:
+    """A repository that a newer heddle wrote is 78 and left alone."""
+    import sqlite3
+
+    connection = sqlite3.connect(captured / ".heddle" / "heddle.db")
+    connection.execute("PRAGMA user_version = 9999")
+    connection.close()
+
+    assert heddle("status", "--json", code=78).error["kind"] == "repository_too_new"
