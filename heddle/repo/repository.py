@@ -435,7 +435,7 @@ class Repository:
         if self.git is not None:
             from heddle.repo import gitlink
 
-            store.add_alternate(self.git.objects)
+            _read_objects_of(self.git, objects)
             gitlink.exclude_heddle(self.git)
         store.close()
 
@@ -457,3 +457,11 @@ class Repository:
         except (OSError, StorageError):
             if os.access(self.heddle_dir, os.W_OK):
                 raise
+
+
+def _read_objects_of(git: GitDir, objects: Path) -> None:
+    """Name git's objects as an alternate, relative where both move together, so that a checkout can be moved."""
+    path = str(git.objects)
+    if git.objects.is_relative_to(git.checkout):
+        path = os.path.relpath(git.objects, objects)
+    atomic.write_file(objects / "alternates", os.fsencode(path) + b"\n")

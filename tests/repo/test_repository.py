@@ -423,6 +423,18 @@ def test_init_in_a_git_checkout(checkout):
     assert (checkout / ".git" / "info" / "exclude").read_text().count(".heddle/") == 1
 
 
+def test_a_git_checkout_can_be_moved(checkout, tmp_path):
+    """After the checkout's directory was renamed, git's objects are still found."""
+    state = Repository.init(checkout).resolve("HEAD")
+
+    checkout.rename(tmp_path / "elsewhere")
+
+    moved = Repository.open(tmp_path / "elsewhere")
+    assert moved.resolve("HEAD") == state
+    assert [each.message for each in moved.log()] == ["commit 2\n", "commit 1\n"]
+    assert moved.fsck().problems == []
+
+
 def test_git_names_are_specs(checkout):
     """Branches, tags and remote branches of git answer where no thread or marker does."""
     git(checkout, "branch", "side", "HEAD~1")
