@@ -6,10 +6,8 @@ locked and protected is ``connection.py``'s; what a thread or an overlay means t
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,14 +26,14 @@ from heddle.repo.connection import Connection
 from heddle.repo.schema import (
     FORMAT,
     SCHEMA,
-    CachedFile,
+    CachedDirectory,
     Marker,
     MountRecord,
     Operation,
     Thread,
 )
 
-__all__ = ["CachedFile", "Database", "Marker", "MountRecord", "Operation", "Thread"]
+__all__ = ["CachedDirectory", "Database", "Marker", "MountRecord", "Operation", "Thread"]
 
 if TYPE_CHECKING:
     import sqlite3
@@ -279,14 +277,17 @@ class Database:
         with self._connection.transaction() as sql:
             sql.execute("UPDATE worktree SET base = ?", (_text(state),))
 
-    def cached_files(self) -> dict[bytes, CachedFile]:
-        """The whole stat cache of the plain working directory, by path."""
-        with _collector_paused():
-            rows = self._connection.query("SELECT * FROM worktree_files")
-            return {row[0]: row for row in map(CachedFile._make, rows)}
+    def cached_directories(self) -> list[CachedDirectory]:
+        """The whole stat cache of the plain working directory."""
+        rows = self._connection.query("SELECT * FROM worktree_cache")
+        return list(map(CachedDirectory._make, rows))
 
-    def cache_files(
-        self, changed: Iterable[CachedFile], removed: Iterable[bytes] = (), *, wait_s: float = 0.1
+    def cache_directories(
+        self,
+        changed: Iterable[CachedDirectory],
+        removed: Iterable[bytes] = (),
+        *,
+        wait_s: float = 0.1,
     ) -> bool:
         """Update the stat cache; a cache that can't be written is left as it was.
 
@@ -301,9 +302,9 @@ class Database:
         try:
             with self._connection.transaction(wait_s=wait_s) as sql:
                 gone = [(path,) for path in removed]
-                sql.executemany("DELETE FROM worktree_files WHERE path = ?", gone)
-                values = "(?, ?, ?, ?, ?, ?, ?, ?)"
-                sql.executemany(f"INSERT OR REPLACE INTO worktree_files VALUES {values}", changed)
+                sql.executemany("DELETE FROM worktree_cache WHERE path = ?", gone)
+                insert = "INSERT OR REPLACE INTO worktree_cache VALUES (?, ?, ?)"
+                sql.executemany(insert, changed)
         except (Busy, StorageError):
             return False
         return True
@@ -480,18 +481,6 @@ def _head(sql: sqlite3.Connection) -> str:
 def _promise_move(sql: sqlite3.Connection, move: tuple[str, str] | None) -> None:
     if move is not None:
         sql.execute("INSERT OR REPLACE INTO overlay_moves VALUES (?, ?)", move)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Garbage collection looks at a new table of 80,000 rows again and again, for half of the reading time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _mount_record(*row: Any) -> MountRecord:

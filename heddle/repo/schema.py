@@ -71,11 +71,10 @@ FORMAT = 1
 # worktree        one row: the plain working directory
 #   base          the state it was last at; NULL is the empty tree
 #
-# worktree_files  stat cache of the plain working directory; may be dropped at any time
-#   path          relative to the working directory
-#   mode          st_mode; size in bytes; mtime_ns, ctime_ns, ino as stat(2) gave them
-#   id            hex id of the blob that the content had
-#   cached_at_ns  when the content was read: a file whose mtime is not older may have changed since
+# worktree_cache  stat cache of the plain working directory, a row for each directory; may be dropped at any time
+#   path          of the directory, relative to the working directory; empty for that itself
+#   tree          hex id of the tree that the row remembers
+#   entries       that tree's entries and what stat(2) said of each file; the layout is statcache.py's
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), thread TEXT NOT NULL);
@@ -103,10 +102,7 @@ CREATE TABLE mounts (
     agent TEXT NOT NULL, made_mountpoint INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE worktree (id INTEGER PRIMARY KEY CHECK (id = 1), base TEXT);
-CREATE TABLE worktree_files (
-    path BLOB PRIMARY KEY, mode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    ctime_ns INTEGER NOT NULL, ino INTEGER NOT NULL, id BLOB NOT NULL, cached_at_ns INTEGER NOT NULL
-) WITHOUT ROWID;
+CREATE TABLE worktree_cache (path BLOB PRIMARY KEY, tree BLOB NOT NULL, entries BLOB NOT NULL);
 """
 
 
@@ -164,14 +160,9 @@ class MountRecord:
     made_mountpoint: bool = False
 
 
-class CachedFile(NamedTuple):
-    """What stat(2) said of a file of the working directory when its content was blob ``id``."""
+class CachedDirectory(NamedTuple):
+    """A directory of the working directory as the stat cache remembers it; see the schema."""
 
     path: bytes
-    mode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    ino: int
-    id: ObjectID
-    cached_at_ns: int
+    tree: ObjectID
+    entries: bytes

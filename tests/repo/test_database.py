@@ -25,7 +25,7 @@ from heddle.errors import (
     ThreadNotFound,
 )
 from heddle.repo import connection
-from heddle.repo.database import CachedFile, MountRecord
+from heddle.repo.database import CachedDirectory, MountRecord
 from heddle.repo.repository import Repository
 
 PUBLISH = """
@@ -403,29 +403,29 @@ def test_a_read_only_repository_can_be_read(shared_directory, log):
 
 def test_stat_cache_round_trip(repo):
     """The stat cache gives back what it was given, adds, replaces and forgets."""
-    one = CachedFile(b"a/\xff", 0o100644, 2**40, 10**18 + 1, 10**18 + 2, 2**63 - 1, b"ab" * 20, 7)
-    two = one._replace(path=b"b", size=0)
+    one = CachedDirectory(b"a/\xff", b"ab" * 20, bytes(range(256)))
+    two = one._replace(path=b"", entries=b"")
 
-    assert repo.database.cache_files([one, two])
-    assert repo.database.cached_files() == {b"a/\xff": one, b"b": two}
-    assert repo.database.cache_files([two._replace(size=5)], removed=[b"a/\xff"])
-    assert repo.database.cached_files() == {b"b": two._replace(size=5)}
+    assert repo.database.cache_directories([one, two])
+    assert sorted(repo.database.cached_directories()) == [two, one]
+    assert repo.database.cache_directories([two._replace(entries=b"x")], removed=[b"a/\xff"])
+    assert repo.database.cached_directories() == [two._replace(entries=b"x")]
 
 
 def test_stat_cache_that_cannot_be_written_is_harmless(repo):
     """While another process writes, the cache is not written, says so and stays whole."""
-    one = CachedFile(b"a", 0o100644, 1, 2, 3, 4, b"ab" * 20, 5)
-    repo.database.cache_files([one])
+    one = CachedDirectory(b"a", b"ab" * 20, b"entries")
+    repo.database.cache_directories([one])
     other = sqlite3.connect(repo.database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
-        written = repo.database.cache_files([one._replace(size=9)], wait_s=0.01)
+        written = repo.database.cache_directories([one._replace(entries=b"")], wait_s=0.01)
     finally:
         other.close()
 
     assert not written
-    assert repo.database.cached_files() == {b"a": one}
-    assert repo.database.cache_files([one._replace(size=9)])
+    assert repo.database.cached_directories() == [one]
+    assert repo.database.cache_directories([one._replace(entries=b"")])
 
 
 def mount_record(mountpoint: bytes, pid: int = 42) -> MountRecord:
