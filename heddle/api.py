@@ -1,0 +1,711 @@
+"""Heddle as a library: what the commands do, for Python.
+
+Owns the choice between the plain working directory and a mount, so that ``capture``, ``status`` and ``diff`` mean the
+place that the repository was opened from. It prints nothing; every error is a ``heddle.errors.HeddleError`` that says
+what to do next. How a thing is done is the layers' below.
+
+    import heddle
+
+    repo = heddle.open("project")
+    with heddle.mounted(repo, "agent-1", create=True) as path:
+        (path / "notes.txt").write_text("done\\n")
+        repo.capture(message="Take notes", thread="agent-1")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from heddle.errors import DataError, HeddleError, NotARepository, NothingToCapture
+from heddle.mount import ending, lifecycle, mountinfo, unsaved
+from heddle.mount.ending import Unmounted
+from heddle.mount.lifecycle import Mounted, MountInfo, MountOptions
+from heddle.mount.process import Holder
+from heddle.mount.registry import Session
+from heddle.mount.runtime import RuntimeDirectory
+from heddle.repo import repository
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.attribution import Attribution
+    from heddle.repo.capture import Captured
+    from heddle.repo.changes import Change
+    from heddle.repo.diff import FileDiff
+    from heddle.repo.switch import Switched
+
+__all__ = [
+    "Failed",
+    "MountInfo",
+    "Mounted",
+    "Repository",
+    "Status",
+    "Unmounted",
+    "Unmounting",
+    "init",
+    "mounted",
+    "mounts",
+    "open",
+    "unmount",
+]
+
+Progress = Callable[[int, int], None]
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where we are and what has changed.
+
+    Attributes:
+        repository: the directory that holds ``.heddle``.
+        thread: what ``HEAD`` means here.
+        state: the state that the changes are against; None before the first capture.
+        mountpoint: the mount we are in, or None in the plain working directory.
+        changes: what is unsaved, without what is ignored.
+        ignored_count: how many entries are ignored; an ignored directory counts once.
+        mounts_stale: mounts of this repository that died or hang.
+    """
+
+    repository: Path
+    thread: str
+    state: ObjectID | None
+    mountpoint: Path | None
+    changes: Sequence[Change]
+    ignored_count: int
+    mounts_stale: Sequence[MountInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A mount that could not be ended, and is as it was.
+
+    Attributes:
+        mountpoint: where it is.
+        error: why.
+        holders: the processes that keep it busy, as far as we may see them.
+    """
+
+    mountpoint: Path
+    error: HeddleError
+    holders: Sequence[Holder] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounting:
+    """What became of the mounts that were to be ended."""
+
+    unmounted: list[Unmounted] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+
+    def raise_failed(self) -> None:
+        """Raise the first error, if there is any."""
+        if self.failed:
+            raise self.failed[0].error
+
+
+class Repository(repository.Repository):
+    """A repository as seen from one place: its plain working directory, or a mount of one of its threads.
+
+    Made by ``heddle.open`` and ``heddle.init``.
+
+    Attributes:
+        mountpoint: the mount that it was opened in, or None.
+        environment: where the user's settings and the attribution of captures come from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.mountpoint: Path | None = None
+
+    @property
+    def runtime(self) -> RuntimeDirectory:
+        """The runtime directory, checked.
+
+        Raises:
+            NotPermitted: it is not safe to use.
+        """
+        return RuntimeDirectory.from_environment(self.environment)
+
+    # what changed
+
+    def attribution(
+        self,
+        *,
+        flags: Mapping[str, str | None] = _NOTHING,
+        environment: Mapping[str, str] | None = None,
+        no_agent: bool = False,
+        mount_defaults: Mapping[str, str] | None = None,
+    ) -> Attribution:
+        """Who a capture made here is recorded for; inside a mount its defaults count.
+
+        Args:
+            flags: values given for this capture, by key (``agent.model``, …).
+            environment: of the capturing command; None: ``self.environment``.
+            no_agent: record no agent, whatever is configured.
+            mount_defaults: given when the thread was mounted; None: those of the mount we are in.
+
+        Raises:
+            NoPrincipal, UsageError, ConfigError: as ``heddle.attribution.resolve``.
+        """
+        if mount_defaults is None:
+            mount_defaults = _NOTHING
+            if self.mountpoint is not None:
+                mount_defaults = unsaved.agent_defaults(self, self.current_thread, self.runtime)
+        return super().attribution(
+            flags=flags, environment=environment, no_agent=no_agent, mount_defaults=mount_defaults
+        )
+
+    def status(self) -> Status:
+        """What changed here since the last capture, and which mounts need attention.
+
+        Raises:
+            Busy: the mount we are in hangs.
+        """
+        stale = [one for one in lifecycle.mounts(self.runtime, self) if one.state != "live"]
+        if self.mountpoint is None:
+            state, changes, ignored = self._worktree_status()
+        else:
+            with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
+                state, (changes, ignored) = mine.base, mine.status()
+        return Status(
+            repository=self.path,
+            thread=self.current_thread,
+            state=state,
+            mountpoint=self.mountpoint,
+            changes=changes,
+            ignored_count=ignored,
+            mounts_stale=stale,
+        )
+
+    def _worktree_status(self) -> tuple[ObjectID | None, list[Change], int]:
+        from heddle.repo import worktree
+
+        found = worktree.status(self)
+        return self.worktree_base(), list(found.changes), found.ignored_count
+
+    def capture(
+        self,
+        *,
+        message: str = "",
+        thread: str | None = None,
+        paths: Sequence[bytes] = (),
+        allow_empty: bool = False,
+        flags: Mapping[str, str | None] = _NOTHING,
+        no_agent: bool = False,
+        progress: Progress | None = None,
+    ) -> Captured:
+        """Record what changed as a new state: here, or in a thread's mount, live or not.
+
+        Args:
+            message: what was done and why.
+            thread: capture this thread's mount; None: the mount we are in, or the working directory.
+            paths: only what changed at or below these paths, relative to the repository's root.
+            allow_empty: make a state even if nothing changed.
+            flags: attribution values for this capture, by key (``agent.model``, …).
+            no_agent: record no agent, whatever is configured.
+            progress: called with what is done and the total.
+
+        Raises:
+            NothingToCapture: nothing changed.
+            ThreadMoved: somebody else moved the thread meanwhile.
+            NoPrincipal: nobody answers for it.
+            ThreadNotFound, NotMounted, Busy, StorageError: as they say.
+        """
+        if thread is None and self.mountpoint is not None:
+            thread = self.current_thread
+        if thread is not None:
+            self.threads.get(thread)
+            if not self._is_working_directory(thread):
+                return self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
+        return self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
+
+    def _is_working_directory(self, thread: str) -> bool:
+        """Whether what is unsaved of a thread can only be in the plain working directory."""
+        from heddle.repo.names import overlay_dir
+
+        return (
+            self.mountpoint is None
+            and thread == self.head
+            and not overlay_dir(self, thread).is_dir()
+        )
+
+    def _capture_mount(
+        self,
+        thread: str,
+        message: str,
+        paths: Sequence[bytes],
+        allow_empty: bool,
+        flags: Mapping[str, str | None],
+        no_agent: bool,
+    ) -> Captured:
+        defaults = unsaved.agent_defaults(self, thread, self.runtime)
+        attribution = self.attribution(flags=flags, no_agent=no_agent, mount_defaults=defaults)
+        with unsaved.unsaved(self, thread, self.runtime) as mine:
+            return mine.capture(
+                message=message, attribution=attribution, paths=paths, allow_empty=allow_empty
+            )
+
+    def _capture_worktree(
+        self,
+        message: str,
+        paths: Sequence[bytes],
+        allow_empty: bool,
+        flags: Mapping[str, str | None],
+        no_agent: bool,
+        progress: Progress | None,
+    ) -> Captured:
+        from heddle.repo.capture import capture_worktree
+
+        captured = capture_worktree(
+            self,
+            message=message,
+            attribution=self.attribution(flags=flags, no_agent=no_agent),
+            paths=paths,
+            allow_empty=allow_empty,
+            progress=progress,
+        )
+        self._tell_mount(self.head)
+        return captured
+
+    def _tell_mount(self, thread: str) -> None:
+        """A thread was moved from the working directory: a live mount of it follows if it can.
+
+        One with unsaved changes of its own stays where it is; its next capture says what to do.
+        """
+        try:
+            unsaved.follow(self, thread, self.runtime)
+        except HeddleError:
+            pass
+
+    def diff(
+        self, a: str | None = None, b: str | None = None, *, paths: Sequence[bytes] = ()
+    ) -> Iterator[FileDiff]:
+        """What differs, file by file, with patches that ``git apply`` takes.
+
+        Args:
+            a: the state before; None: the one that unsaved changes are against.
+            b: the state after; None: what is here now.
+            paths: only these paths and what lies below them.
+
+        Raises:
+            StateNotFound, AmbiguousSpec: about a spec; before the first file.
+        """
+        if a is not None and b is not None:
+            return self.diff_states(a, b, paths=paths)
+        return self._diff_here(None if a is None else self.resolve(a), paths)
+
+    def diff_states(
+        self, a: str | None, b: str, *, paths: Sequence[bytes] = ()
+    ) -> Iterator[FileDiff]:
+        """What differs between two states.
+
+        Args:
+            a: the state before; None: nothing at all.
+            b: the state after.
+            paths: as for ``diff``.
+
+        Raises:
+            StateNotFound, AmbiguousSpec: about a spec; before the first file.
+        """
+        from heddle.repo.changes import tree_changes
+        from heddle.repo.diff import diff_changes
+
+        before = None if a is None else self.state(a).tree
+        changes = tree_changes(self.store, before, self.state(b).tree, paths=paths, renames=False)
+        return diff_changes(
+            changes, self._read_old, self._read_stored, object_format=self.object_format
+        )
+
+    def _diff_here(self, start: ObjectID | None, paths: Sequence[bytes]) -> Iterator[FileDiff]:
+        from heddle.repo.changes import normalised, tree_changes, within
+        from heddle.repo.diff import diff_changes
+
+        with self._here() as (base, changes, read_new):
+            changes = list(_without_renames(changes))
+            if start is not None and start != base:
+                trees = [None if it is None else self.state(it).tree for it in (start, base)]
+                changes = _composed(tree_changes(self.store, *trees, renames=False), changes)
+            inside = normalised(paths)
+            wanted = [change for change in changes if within(change.path, inside)]
+
+            def read(change: Change) -> bytes:
+                stored = change.new_id is not None and change.new_id in self.store
+                return self._read_stored(change) if stored else read_new(change.path)
+
+            yield from diff_changes(wanted, self._read_old, read, object_format=self.object_format)
+
+    @contextmanager
+    def _here(
+        self,
+    ) -> Iterator[tuple[ObjectID | None, list[Change], Callable[[bytes], bytes]]]:
+        """The base, what is unsaved against it, and a reader of unsaved bytes, of the place we are in."""
+        if self.mountpoint is None:
+            base, changes, _ignored = self._worktree_status()
+            yield base, changes, lambda path: _read_file(self.path, path)
+            return
+        with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
+            yield mine.base, mine.status()[0], mine.read_new
+
+    def _read_old(self, change: Change) -> bytes:
+        assert change.old_id is not None
+        return b"".join(self.store.iter_blob(change.old_id))
+
+    def _read_stored(self, change: Change) -> bytes:
+        assert change.new_id is not None
+        return b"".join(self.store.iter_blob(change.new_id))
+
+    def switch(self, name: str, *, create: bool = False) -> Switched:
+        """Move ``HEAD`` and the plain working directory to a thread.
+
+        Args:
+            name: the thread.
+            create: make it first, where we are.
+
+        Raises:
+            DataError: we are in a mount, which stays with its thread.
+            ThreadNotFound, ThreadExists, UnsavedChanges: as they say; nothing was changed.
+        """
+        if self.mountpoint is not None:
+            raise DataError(
+                f"{self.mountpoint} is the mount of thread '{self.current_thread}' and stays with it",
+                hint=f"heddle mount {name}, or run it in {self.path}",
+            )
+        from heddle.repo import switch
+
+        return switch.switch(self, name, create=create)
+
+    # mounts
+
+    def mount(
+        self,
+        spec: str,
+        mountpoint: str | os.PathLike[str] | None = None,
+        *,
+        create: bool = False,
+        start: str | None = None,
+        read_only: bool = False,
+        allow_other: bool = False,
+        agent: Mapping[str, str | None] = _NOTHING,
+        foreground: Callable[[Mounted], None] | None = None,
+    ) -> Mounted:
+        """Mount a thread as an ordinary writable directory; returns when the mount answers.
+
+        The session is a process of its own that outlives this one. What a dead session of the thread left unsaved is
+        there again, and counted in ``recovered``. Mounting what is mounted there already is success.
+
+        Args:
+            spec: a thread; with ``read_only`` any state spec.
+            mountpoint: an empty directory, or a name to make, which goes again at the unmount; None: where a dead
+                session of the thread was, or a place in the runtime directory.
+            create: make the thread; an error when it exists.
+            start: the state that a thread made by ``create`` begins at; None: ``HEAD``'s.
+            read_only: show a state and take no changes.
+            allow_other: let other users use the mount.
+            agent: defaults for who made captures of this mount, by key (``agent.model``, …).
+            foreground: serve in this process until it is unmounted; called when the mount answers.
+
+        Raises:
+            InvalidName, ThreadNotFound, ThreadExists, StateNotFound: about ``spec``.
+            MountpointUnusable, CannotCreate, NotPermitted: about ``mountpoint``.
+            DataError: the thread is mounted elsewhere.
+            Unavailable: this machine can't mount.
+            Busy: another command is mounting it, or a session that hangs can't be ended.
+        """
+        options = MountOptions(
+            create=create,
+            start=start,
+            read_only=read_only,
+            allow_other=allow_other,
+            agent={key: value for key, value in agent.items() if value is not None},
+            foreground=foreground,
+        )
+        where = None if mountpoint is None else Path(os.fspath(mountpoint))
+        return lifecycle.mount(self, spec, where, options, self.runtime)
+
+    def mounts(self) -> list[MountInfo]:
+        """Every session of this repository, as the kernel and the processes say. Never blocks on a mount."""
+        return lifecycle.mounts(self.runtime, self)
+
+    def unmount(
+        self,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        stale: bool = False,
+        capture: str | None = None,
+        discard: bool = False,
+        force: bool = False,
+        keep_going: bool = False,
+    ) -> Unmounting:
+        """End sessions; when it returns, their processes are gone and their overlays free.
+
+        Unsaved changes stay in the overlay and are back at the next mount.
+
+        Args:
+            target: a thread, or a path at or in a mount; None: all sessions of this repository.
+            stale: only sessions whose process is gone or hangs.
+            capture: first record what is unsaved, with this message.
+            discard: drop what is unsaved; it is put aside under ``.heddle/overlays/.parked``.
+            force: also when processes use it, or it hangs.
+            keep_going: report what could not be ended in the result instead of raising.
+
+        Returns:
+            What was ended, and with ``keep_going`` what could not be.
+
+        Raises:
+            ThreadNotFound, NotMounted: ``target`` means nothing that is mounted.
+            MountBusy: processes use one; it was left as it is, and the others were ended.
+            HeddleError: one could not be ended, or not be captured first.
+        """
+        sessions = _selected(self.runtime, self, target, stale)
+        done = _end(sessions, self.runtime, self, _Ending(stale, capture, discard, force))
+        if not keep_going:
+            done.raise_failed()
+        return done
+
+
+# without a repository
+
+
+def open(
+    path: str | os.PathLike[str] = ".", *, environment: Mapping[str, str] | None = None
+) -> Repository:
+    """Open the repository that a path lies in; inside a mount, the mounted thread of its repository.
+
+    Args:
+        path: any path in the working directory or in a mount; the mount may be dead.
+        environment: where the user's settings and the attribution of captures come from; None: this process's.
+
+    Raises:
+        NotARepository: the path lies in none.
+    """
+    start = Path(os.fspath(path))
+    location = mountinfo.locate(start)
+    repo = Repository.discover(start) if location is None else _open_mounted(location)
+    repo.environment = os.environ if environment is None else environment
+    return repo
+
+
+def _open_mounted(location: mountinfo.Location) -> Repository:
+    try:
+        repo = Repository.open(location.repository)
+    except NotARepository as error:
+        raise NotARepository(
+            f"the repository of this mount is gone: {location.repository}",
+            hint=f"heddle unmount {location.mountpoint}",
+        ) from error
+    repo.mountpoint = location.mountpoint
+    if not location.read_only or location.thread in repo.threads:
+        repo.current_thread = location.thread
+    return repo
+
+
+def init(
+    path: str | os.PathLike[str] = ".",
+    *,
+    object_format: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Repository:
+    """Make a repository in a directory, or open the one that is there.
+
+    Args:
+        path: the directory; made if it is missing.
+        object_format: ``sha1`` or ``sha256``; None: that of the git repository there, or ``sha1``.
+        environment: as for ``open``.
+
+    Raises:
+        CannotCreate, DataError, UsageError: as ``heddle.repo.repository.Repository.init``.
+    """
+    repo = Repository.init(Path(os.fspath(path)), object_format=object_format)
+    repo.environment = os.environ if environment is None else environment
+    return repo
+
+
+@contextmanager
+def mounted(
+    repo: Repository | str | os.PathLike[str],
+    thread: str,
+    mountpoint: str | os.PathLike[str] | None = None,
+    *,
+    create: bool = False,
+    start: str | None = None,
+    agent: Mapping[str, str | None] = _NOTHING,
+) -> Iterator[Path]:
+    """Have a thread mounted while the block runs.
+
+    What is unsaved at its end stays in the overlay and is there again at the next mount. A thread that was mounted
+    before is left mounted.
+
+    Args:
+        repo: a repository, or a path in one.
+        thread: the thread to mount.
+        mountpoint: as for ``Repository.mount``.
+        create: make the thread if it is missing.
+        start: where a thread that is made begins; None: ``HEAD``'s state.
+        agent: as for ``Repository.mount``.
+
+    Yields:
+        The mountpoint.
+
+    Raises:
+        HeddleError: as ``Repository.mount`` and ``Repository.unmount``.
+    """
+    if not isinstance(repo, Repository):
+        repo = open(repo)
+    create = create and thread not in repo.threads
+    start = start if create else None
+    made = repo.mount(thread, mountpoint, create=create, start=start, agent=agent)
+    try:
+        yield made.mountpoint
+    finally:
+        if not made.already_mounted:
+            repo.unmount(thread)
+
+
+def mounts(*, environment: Mapping[str, str] | None = None) -> list[MountInfo]:
+    """Every session of this user, whatever its repository."""
+    return lifecycle.mounts(_runtime(environment))
+
+
+def unmount(
+    target: str | os.PathLike[str] | None = None,
+    *,
+    stale: bool = False,
+    capture: str | None = None,
+    discard: bool = False,
+    force: bool = False,
+    keep_going: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Unmounting:
+    """End sessions of this user, whatever their repository; as ``Repository.unmount``.
+
+    Args:
+        target: a path at or in a mount; None: all.
+        stale, capture, discard, force, keep_going: as there.
+        environment: as for ``open``.
+    """
+    runtime = _runtime(environment)
+    sessions = _selected(runtime, None, target, stale)
+    done = _end(sessions, runtime, None, _Ending(stale, capture, discard, force, environment))
+    if not keep_going:
+        done.raise_failed()
+    return done
+
+
+def _runtime(environment: Mapping[str, str] | None) -> RuntimeDirectory:
+    return RuntimeDirectory.from_environment(os.environ if environment is None else environment)
+
+
+# ending sessions
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How sessions are to be ended."""
+
+    stale: bool
+    capture: str | None
+    discard: bool
+    force: bool
+    environment: Mapping[str, str] | None = None
+
+
+def _selected(
+    runtime: RuntimeDirectory,
+    repo: Repository | None,
+    target: str | os.PathLike[str] | None,
+    stale: bool,
+) -> list[Session]:
+    if target is None:
+        return ending.select(runtime, repo, stale=stale)
+    path = Path(os.fspath(target)).absolute()
+    return ending.select(runtime, repo, target=os.fspath(target), path=path, stale=stale)
+
+
+def _end(
+    sessions: Iterable[Session],
+    runtime: RuntimeDirectory,
+    repo: Repository | None,
+    how: _Ending,
+) -> Unmounting:
+    done = Unmounting()
+    for session in sessions:
+        try:
+            its = _repository_of(session, repo, how.environment)
+            done.unmounted.append(_end_one(session, runtime, its, how))
+        except HeddleError as error:
+            holders = error.holders if isinstance(error, ending.MountBusy) else ()
+            done.failed.append(Failed(session.mountpoint, error, holders))
+    return done
+
+
+def _end_one(
+    session: Session, runtime: RuntimeDirectory, repo: Repository | None, how: _Ending
+) -> Unmounted:
+    if how.capture is not None and repo is not None and session.thread is not None:
+        try:
+            repo.capture(message=how.capture, thread=session.thread)
+        except NothingToCapture:
+            pass
+    return ending.unmount(
+        repo, session, runtime, force=how.force, stale=how.stale, discard=how.discard
+    )
+
+
+def _repository_of(
+    session: Session, repo: Repository | None, environment: Mapping[str, str] | None
+) -> Repository | None:
+    """The repository that a session serves; None when it is gone."""
+    if repo is not None and repo.path == session.repository:
+        return repo
+    try:
+        found = Repository.open(session.repository)
+    except HeddleError:
+        return None
+    found.environment = os.environ if environment is None else environment
+    return found
+
+
+# comparing
+
+
+def _read_file(root: Path, path: bytes) -> bytes:
+    where = os.path.join(os.fsencode(root), path)
+    try:
+        return os.readlink(where)
+    except OSError:
+        return Path(os.fsdecode(where)).read_bytes()
+
+
+def _without_renames(changes: Iterable[Change]) -> Iterator[Change]:
+    """Renames as the deletion and the addition that they are made of."""
+    for change in changes:
+        if change.old_path is None:
+            yield change
+            continue
+        yield replace(
+            change, path=change.old_path, kind="deleted", old_path=None, new_mode=None, new_id=None
+        )
+        yield replace(change, kind="added", old_path=None, old_mode=None, old_id=None)
+
+
+def _composed(first: Iterable[Change], then: Iterable[Change]) -> list[Change]:
+    """The changes from the start of ``first`` to the end of ``then``, which begins where that ends."""
+    from heddle.repo.changes import change_between
+
+    old: dict[bytes, Any] = {}
+    new: dict[bytes, Any] = {}
+    for change in (*first, *then):
+        before = (change.old_mode, change.old_id) if change.old_mode is not None else None
+        old.setdefault(change.path, before)
+        after = (change.new_mode, change.new_id) if change.new_mode is not None else None
+        new[change.path] = after
+    return [
+        change_between(path, old[path], new[path]) for path in sorted(old) if old[path] != new[path]
+    ]
