@@ -61,6 +61,9 @@ class Database:
         """Write a new database to ``path``, which must not exist, with HEAD on ``thread`` at ``state``.
 
         The file is complete and closed on return; the caller makes it durable and gives it its name.
+
+        Raises:
+            StorageError: it can't be written.
         """
         import sqlite3
 
@@ -78,6 +81,8 @@ class Database:
             log.add("head", "HEAD", None, thread)
             connection.execute("INSERT INTO worktree VALUES (1, ?)", (_text(state),))
             connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StorageError(f"can't write {path}: {error}") from error
         finally:
             connection.close()
 

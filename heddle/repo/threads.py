@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle import atomic, faults
-from heddle.errors import DataError, MarkerNotFound, StateNotFound, ThreadNotFound, UnsavedChanges
+from heddle.errors import (
+    DataError,
+    MarkerNotFound,
+    StateNotFound,
+    StorageError,
+    ThreadNotFound,
+    UnsavedChanges,
+)
 from heddle.repo.database import Marker, Thread
 from heddle.repo.locks import file_locked_nowait
 from heddle.repo.names import overlay_dir, overlay_name, valid_marker_name, valid_thread_name
@@ -147,7 +154,7 @@ class Threads:
         if not overlay.is_dir():
             yield None
             return
-        with file_locked_nowait(overlay / "lock") as free:
+        with _as_storage_errors(overlay), file_locked_nowait(overlay / "lock") as free:
             if not free:
                 raise DataError(f"thread '{name}' is mounted", hint=f"heddle unmount {name}")
             yield overlay
@@ -157,7 +164,7 @@ class Threads:
         orphan = overlay_dir(self._repo, name)
         if not orphan.is_dir():
             return
-        with file_locked_nowait(orphan / "lock") as free:
+        with _as_storage_errors(orphan), file_locked_nowait(orphan / "lock") as free:
             if free and name not in self:
                 _rename(orphan, self._repo.heddle_dir / "overlays" / _parking_place(name))
 
@@ -238,6 +245,14 @@ def finish_overlay_moves(repo: Repository) -> None:
                 raise
         faults.reach("threads.after-overlay-move")
         repo.database.finish_overlay_move(source)
+
+
+@contextmanager
+def _as_storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"can't move or lock {path}: {error.strerror}") from error
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -290,6 +290,24 @@ def test_a_locked_database_is_busy(repo, monkeypatch):
     repo.threads.create("after")
 
 
+def test_no_space_left(repo, history):
+    """A database that can't grow is exit code 74, keeps what it had, and works again with space."""
+    base = history.capture()
+    limit = repo.database._connection.query("PRAGMA page_count")[0][0]
+    repo.database._connection.query(f"PRAGMA max_page_count={limit}")
+
+    made = 0
+    with pytest.raises(StorageError, match="no space left") as caught:
+        for made in range(1000):
+            repo.threads.create(f"thread-{made}", base)
+
+    assert caught.value.exit_code == 74
+    assert len(repo.threads.list()) == 1 + made
+    assert repo.fsck().problems == []
+    repo.database._connection.query("PRAGMA max_page_count=1000000")
+    repo.threads.create("after", base)
+
+
 def test_a_newer_version_is_refused_and_left_alone(repo):
     """A database from a newer heddle is refused with exit code 78, and its bytes stay as they were."""
     repo.close()

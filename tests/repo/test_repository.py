@@ -86,6 +86,19 @@ def test_init_where_nothing_can_be_made(tmp_path):
         Repository.init(tmp_path / "file")
 
 
+def test_init_without_space(tmp_path):
+    """A disk that is full, here a limit on file sizes, is an error of ours; with space init succeeds."""
+    script = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    script += "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))" + INIT
+
+    failed = run_script(script, tmp_path)
+
+    assert "heddle.errors.StorageError: can't write" in failed.stderr
+    with pytest.raises(NotARepository):
+        Repository.open(tmp_path)
+    assert Repository.init(tmp_path).fsck().problems == []
+
+
 def test_init_inside_heddle(repo):
     """A repository inside another one's .heddle is refused."""
     with pytest.raises(DataError):
