@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from heddle import atomic, faults
 from heddle.errors import (
     CannotCreate,
+    ConfigError,
     DataError,
     NotARepository,
     ObjectMissing,
@@ -224,8 +225,7 @@ class Repository:
         Raises:
             ThreadNotFound: there is no such thread.
         """
-        who = None if attribution is None else str(attribution)
-        self.database.move_head(thread, base=base, who=who)
+        self.database.move_head(thread, base=base, who=self.who(attribution))
 
     def worktree_base(self) -> ObjectID | None:
         """The state the plain working directory was last at; None is the empty tree."""
@@ -345,6 +345,15 @@ class Repository:
             no_agent=no_agent,
         )
 
+    def who(self, attribution: Attribution | None) -> str | None:
+        """Whom the operation log names: the one given, else the one configured, else nobody."""
+        if attribution is None:
+            try:
+                attribution = Repository.attribution(self)
+            except (ConfigError, UsageError):
+                return None
+        return str(attribution)
+
     def publish(
         self,
         *,
@@ -372,7 +381,7 @@ class Repository:
             new=new,
             change_id=self.state(new).change_id,
             kind=kind,
-            who=None if attribution is None else str(attribution),
+            who=self.who(attribution),
             message=message.partition("\n")[0],
             overlay_base=overlay_base,
             worktree_base=worktree_base,

@@ -92,7 +92,9 @@ class Threads:
         _require_state(self._repo, state)
         if name not in self:
             self._park_orphan(name)
-        self._repo.database.create_thread(name, state, who=_who(attribution), message=message)
+        self._repo.database.create_thread(
+            name, state, who=self._repo.who(attribution), message=message
+        )
         return self.get(name)
 
     def rename(self, old: str, new: str, *, attribution: Attribution | None = None) -> Thread:
@@ -108,7 +110,9 @@ class Threads:
             self._park_orphan(new)
         with self._overlay_held(old) as overlay:
             move = (overlay_name(old), overlay_name(new)) if overlay else None
-            self._repo.database.rename_thread(old, new, who=_who(attribution), overlay_move=move)
+            self._repo.database.rename_thread(
+                old, new, who=self._repo.who(attribution), overlay_move=move
+            )
             finish_overlay_moves(self._repo)
         return self.get(new)
 
@@ -143,7 +147,9 @@ class Threads:
                 )
             parked = _parking_place(name) if overlay else None
             move = (overlay_name(name), parked) if parked else None
-            self._repo.database.delete_thread(name, who=_who(attribution), overlay_move=move)
+            self._repo.database.delete_thread(
+                name, who=self._repo.who(attribution), overlay_move=move
+            )
             finish_overlay_moves(self._repo)
         return self._repo.heddle_dir / "overlays" / parked if parked else None
 
@@ -213,7 +219,9 @@ class Markers:
         """
         valid_marker_name(name)
         _require_state(self._repo, state)
-        self._repo.database.create_marker(name, state, who=_who(attribution), message=message)
+        self._repo.database.create_marker(
+            name, state, who=self._repo.who(attribution), message=message
+        )
         return self.get(name)
 
     def delete(self, name: str, *, attribution: Attribution | None = None) -> None:
@@ -222,7 +230,7 @@ class Markers:
         Raises:
             MarkerNotFound: there is none.
         """
-        self._repo.database.delete_marker(name, who=_who(attribution))
+        self._repo.database.delete_marker(name, who=self._repo.who(attribution))
 
 
 def finish_overlay_moves(repo: Repository) -> None:
@@ -271,7 +279,3 @@ def _parking_place(name: str) -> str:
 def _require_state(repo: Repository, state: ObjectID | None) -> None:
     if state is not None and not repo.is_state(state):
         raise StateNotFound(f"{state.decode(errors='replace')} is no state of this repository")
-
-
-def _who(attribution: Attribution | None) -> str | None:
-    return None if attribution is None else str(attribution)

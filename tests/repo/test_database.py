@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import ADA, History
+from histories import ADA, History
 from processes import killed_at, race, run_script
 
 from heddle.errors import (
@@ -493,6 +493,21 @@ def test_overlay_base(repo, history):
     assert repo.overlay_base("main") == state
     with pytest.raises(ThreadNotFound):
         repo.set_overlay_base("gone", state)
+
+
+def test_the_log_names_whom_it_can(repo):
+    """Changes of names are logged for the one given, else the one configured, else nobody."""
+    repo.environment = {"GIT_CONFIG_NOSYSTEM": "1"}
+    repo.threads.create("nobody")
+    repo.environment = {"HEDDLE_PRINCIPAL_NAME": "Bob", "HEDDLE_PRINCIPAL_EMAIL": "b@example.org"}
+    repo.threads.create("configured")
+    repo.threads.create("given", attribution=ADA)
+
+    assert [operation.who for operation in repo.database.operations(limit=3)] == [
+        "Ada <ada@example.org>",
+        "Bob <b@example.org>",
+        None,
+    ]
 
 
 def test_move_head_logs_and_moves_the_worktree(repo, history):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from conftest import COMMIT
+from histories import COMMIT
 
 from heddle.errors import AmbiguousSpec, DataError, StateNotFound, UsageError
 from heddle.repo.repository import Repository
