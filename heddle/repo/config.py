@@ -7,7 +7,7 @@ wins for which value of an attribution is ``attribution.py``'s. The environment 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,7 @@ class Config:
     ) -> None:
         self.repository = ConfigFile(heddle_dir / "config.toml", "repository config")
         self.user = user_file(environment)
-        self._git = _GitValues(git, environment)
+        self._git = _GitValues(heddle_dir, git, environment)
 
     def layers(self) -> list[tuple[str, Mapping[str, str]]]:
         """The layers in order, most important first: name and values; git's is read when asked a value."""
@@ -248,7 +248,10 @@ def _config_home(environment: Mapping[str, str]) -> Path | None:
 class _GitValues(Mapping[str, str]):
     """The principal as git is configured (git-config(1), FILES), read when first asked for."""
 
-    def __init__(self, git: GitDir | None, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, heddle_dir: Path, git: GitDir | None, environment: Mapping[str, str]
+    ) -> None:
+        self._heddle_dir = heddle_dir
         self._git = git
         self._environment = environment
         self._read: dict[str, str] | None = None
@@ -268,9 +271,22 @@ class _GitValues(Mapping[str, str]):
         if self._read is None:
             self._read = {}
             for path in self._files():
-                for key, value in _git_user(path).items():
+                for key, value in _git_user(path, self._is_in).items():
                     self._read.setdefault(key, value)
         return self._read
+
+    def _is_in(self, pattern: str) -> bool:
+        """Whether ``includeIf "gitdir:…"`` holds here (git-config(1)); without git, ``.heddle`` counts."""
+        from dulwich.config import match_glob_pattern
+
+        if pattern.startswith("~/"):
+            pattern = self._environment.get("HOME", "~") + pattern[1:]
+        if not pattern.startswith("/"):
+            pattern = "**/" + pattern
+        if pattern.endswith("/"):
+            pattern += "**"
+        here = self._heddle_dir if self._git is None else self._git.path
+        return match_glob_pattern(str(here), pattern)
 
     def _files(self) -> Iterator[Path]:
         """Most important first."""
@@ -290,14 +306,14 @@ class _GitValues(Mapping[str, str]):
             yield Path(get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
 
 
-def _git_user(path: Path) -> dict[str, str]:
-    """The principal that one git configuration file gives."""
+def _git_user(path: Path, is_in: Callable[[str], bool]) -> dict[str, str]:
+    """The principal that one git configuration file gives, with the files it includes."""
     if not path.is_file():
         return {}
     from dulwich.config import ConfigFile as GitConfigFile
 
     try:
-        config = GitConfigFile.from_path(path)
+        config = GitConfigFile.from_path(path, condition_matchers={"gitdir:": is_in})
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't read git's {path}: {error}") from error
     found = {}

@@ -66,6 +66,8 @@ def object_format(git: GitDir) -> str:
         return config.get((b"extensions",), b"objectformat").decode().lower()
     except (FileNotFoundError, KeyError):
         return "sha1"
+    except ValueError as error:
+        raise DataError(f"git's {git.common / 'config'} can't be read: {error}") from error
 
 
 def head(git: GitDir) -> tuple[str | None, ObjectID | None]:
@@ -150,5 +152,5 @@ def _opened(git: GitDir) -> Repo:
 
     try:
         return Repo(git.checkout)
-    except (NotGitRepository, UnsupportedExtension, UnsupportedVersion) as error:
+    except (NotGitRepository, UnsupportedExtension, UnsupportedVersion, ValueError) as error:
         raise DataError(f"the git repository in {git.checkout} can't be read: {error}") from error

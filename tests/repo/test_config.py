@@ -227,6 +227,21 @@ def test_git_files(repo, tmp_path):
     assert values({"GIT_CONFIG_NOSYSTEM": "1"}) == [None, None]
 
 
+def test_git_files_that_include_others(repo, tmp_path, environment):
+    """Included files count, those for certain directories where they hold."""
+    (tmp_path / ".gitconfig").write_text(
+        "[user]\nname = Home\nemail = home@example.org\n"
+        '[include]\npath = always\n[includeIf "gitdir:~/repo/"]\npath = here\n'
+        '[includeIf "gitdir:~/elsewhere/"]\npath = elsewhere\n'
+    )
+    (tmp_path / "always").write_text("[user]\nname = Always\n")
+    (tmp_path / "here").write_text("[user]\nemail = here@example.org\n")
+    (tmp_path / "elsewhere").write_text("[user]\nemail = elsewhere@example.org\n")
+    repo.environment = environment
+
+    assert str(repo.attribution().principal) == "Always <here@example.org>"
+
+
 def test_git_is_not_read_unless_needed(repo, tmp_path, environment):
     """A broken git configuration does not matter while a more important layer has the answer."""
     (tmp_path / ".gitconfig").write_text("[user\nname")

@@ -497,6 +497,16 @@ def test_init_in_an_empty_git_repository(tmp_path):
     assert (repo.head, repo.threads.get("trunk").state) == ("trunk", None)
 
 
+def test_init_on_a_broken_git_configuration(checkout):
+    """A git configuration that does not parse is an error that names it, and leaves no repository."""
+    (checkout / ".git" / "config").write_text("[core\n")
+
+    with pytest.raises(DataError, match="config"):
+        Repository.init(checkout)
+    with pytest.raises(NotARepository):
+        Repository.open(checkout)
+
+
 def test_init_in_a_sha256_git_repository(tmp_path):
     """Git's object format is taken over; asking for the other one is refused."""
     git(tmp_path, "init", "-q", "--object-format=sha256")
