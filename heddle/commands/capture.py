@@ -62,10 +62,11 @@ def capture(
     agent_task: AgentTask = None,
     no_agent: NoAgent = False,
 ) -> None:
-    """Record the changes of the working directory, of the mount you stand in, or of T's mount.
+    """Record what changed as a new state.
 
-    Ignored files are left where they are. The state says who answers for it and which model made
-    it; heddle whoami shows both beforehand.
+    That is: in the mount you stand in, in the working directory, or in T's mount. Ignored files are
+    left where they are. The state says who answers for it and which model made it; heddle whoami
+    shows both beforehand.
     """
     repo = repository()
     flags = attribution_flags(

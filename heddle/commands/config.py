@@ -24,7 +24,7 @@ Key = Annotated[str, argument("A setting, as principal.name.", "KEY")]
 
 @app.callback(cls=VerbGroup)
 def config() -> None:
-    """Read and write the settings of the repository and of the user."""
+    """Read and write settings."""
 
 
 @app.command("get", cls=Verb, epilog="heddle config get principal.email")

@@ -44,7 +44,11 @@ def diff(
         bool, typer.Option("--exit-code", help="Exit with 1 when there are differences.")
     ] = False,
 ) -> None:
-    """Show what is unsaved here, or what differs between states, as a patch that git applies."""
+    """Show what differs, as a patch that git applies.
+
+    Without states: what is unsaved here. With A: from that state to what is here. With A and B:
+    from one to the other.
+    """
     if stat and name_only:
         raise UsageError("either --stat or --name-only, not both")
     repo = repository()

@@ -30,9 +30,10 @@ def fsck(
         ),
     ] = False,
 ) -> None:
-    """Check objects, packs, the database and overlays; say what is damaged and how to repair it.
+    """Check that everything stored is whole.
 
-    Exit code 1: something is damaged.
+    That is: objects and packs, the database, overlays. What is damaged is listed with its repair,
+    and the exit code is 1.
     """
     repo = repository()
     rebuilt = repo.store.reindex() if reindex else []

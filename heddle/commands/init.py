@@ -27,10 +27,10 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Make a repository in PATH, or here, with HEAD on thread main.
+    """Make a repository.
 
-    Nothing is recorded yet: the first capture does that. In a git checkout, heddle works on top of
-    it.
+    In PATH, or here, with HEAD on thread main. Nothing is recorded yet: the first capture does
+    that. In a git checkout, heddle works on top of it.
     """
     from heddle import api
 

@@ -55,11 +55,15 @@ def log(
         typer.Option("--since", metavar="T", help="Only since T: 2026-01-31, '2 days ago'."),
     ] = None,
 ) -> None:
-    """Show the states that led to SPEC, newest first; with paths, those that changed them."""
+    """Show the history.
+
+    That is: the states that led to SPEC, newest first; with paths, those that changed them.
+    """
     if limit is not None and limit < 0:
         raise UsageError(f"-n {limit}: how many states can't be negative")
     if every and spec is not None:
         raise UsageError("either --all or a state to begin at, not both")
+    since_s = _since(since)
     repo = repository()
     starts = _starts(repo, spec, every)
     paths = repository_paths(repo, paths_after_dashes(ctx))
@@ -67,7 +71,7 @@ def log(
         starts,
         limit=limit,
         agent=agent,
-        since=_since(since),
+        since=since_s,
         paths=paths,
         topological=graph,
     )

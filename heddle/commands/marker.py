@@ -28,7 +28,10 @@ Name = Annotated[str, argument("A marker.", "NAME")]
 
 @app.callback(cls=VerbGroup)
 def marker() -> None:
-    """Make, list and delete markers: names of states that never move."""
+    """Make, list and delete markers.
+
+    A marker is a name of a state that never moves.
+    """
 
 
 @app.command("create", cls=Verb, epilog='heddle marker create v1.0 main -m "First release"')

@@ -189,7 +189,18 @@ def repository() -> Repository:
     """Open the repository of the current directory; in a mount, the one it is a mount of."""
     from heddle import api
 
-    return api.open(Path.cwd())
+    repo = api.open(Path.cwd())
+    _opened.append(repo)
+    return repo
+
+
+_opened: list[Repository] = []
+
+
+def close_repositories() -> None:
+    """Close what ``repository`` opened: the end of a command must not depend on garbage collection."""
+    while _opened:
+        _opened.pop().close()
 
 
 def repository_paths(repo: Repository, paths: Iterable[str]) -> list[bytes]:
@@ -214,6 +225,12 @@ def _inside(root: bytes, here: bytes, path: bytes) -> bytes:
 
 class Verb(TyperCommand):
     """A command whose help ends with its examples, as typed, and lists the global options apart."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the words of the usage line: an argument that may be left out is in brackets."""
+        arguments = [each for each in self.params if each.param_type_name == "argument"]
+        names = [(each.metavar or each.name, each.required) for each in arguments]
+        return ["[OPTIONS]", *(name if needed else f"[{name}]" for name, needed in names)]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write arguments, then the command's own options, then the global ones."""
@@ -281,19 +298,15 @@ def _write_parameters(command: Any, ctx: typer.Context, formatter: Any) -> None:
         "Global options": [],
     }
     for parameter in command.get_params(ctx):
-        record = parameter.get_help_record(ctx)
-        if record is not None:
-            sections[_section(parameter)].append(record)
+        if parameter.param_type_name == "argument":
+            sections["Arguments"].append((parameter.metavar, parameter.help))
+            continue
+        title = "Global options" if parameter.name in GLOBAL_OPTIONS else "Options"
+        sections[title].append(parameter.get_help_record(ctx))
     for title, records in sections.items():
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)
-
-
-def _section(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
-        return "Arguments"
-    return "Global options" if parameter.name in GLOBAL_OPTIONS else "Options"
 
 
 def _write_examples(epilog: str | None, formatter: Any) -> None:

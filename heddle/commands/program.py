@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -106,12 +107,14 @@ def _prepare(command: Any) -> None:
         command.params.extend(_global_parameters())
         command.add_help_option = False  # ours is among the global ones
     for parameter in command.params:
-        _coerce_plainly(parameter)
+        if parameter._runtime_param is None:
+            _coerce_plainly(parameter)
     if isinstance(command, TyperGroup):
         for child in command.commands.values():
             _prepare(child)
 
 
+@cache
 def _global_parameters() -> list[Any]:
     app = new_app()
     app.command()(global_options)

@@ -23,7 +23,10 @@ def show(
         str, argument("A state, or a path in one; HEAD if not given.", "SPEC[:PATH]", complete_spec)
     ] = "HEAD",
 ) -> None:
-    """Show a state with its diff; with :PATH, write what it holds there."""
+    """Show a state, or a file as it was in one.
+
+    A state is shown with its diff; with :PATH, what the state holds there is written as it is.
+    """
     repo = repository()
     name, colon, path = spec.partition(":")
     if colon:

@@ -17,7 +17,10 @@ app = new_app()
 
 @app.command(cls=Verb, epilog="heddle status\nheddle -C ~/agent-1 status --json")
 def status() -> None:
-    """Show the thread you are on, what changed since its last capture, and mounts that died."""
+    """Show where you are and what changed.
+
+    That is: the thread, what changed since its last capture, and mounts whose session died.
+    """
     found = repository().status()
     if settings.json:
         output.emit(_record(found))
@@ -34,7 +37,7 @@ def _record(found: Status) -> dict[str, object]:
         "changes": [views.change_record(change) for change in found.changes],
         "ignored_count": found.ignored_count,
         "mounts_stale": [
-            {"thread": mount.thread, "mountpoint": str(mount.mountpoint)}
+            {"thread": mount.spec, "mountpoint": str(mount.mountpoint), "state": mount.state}
             for mount in found.mounts_stale
         ],
     }
@@ -53,6 +56,7 @@ def _print(found: Status) -> None:
     if found.ignored_count and settings.verbose:
         output.say(f"{found.ignored_count} ignored")
     for mount in found.mounts_stale:
-        where = printable(str(mount.mountpoint))
-        output.say(style(f"stale mount of {printable(mount.thread or '?')}: {where}", "red"))
-        output.say(f"  heddle mount {printable(mount.thread or '?')} {where}")
+        name, where = printable(mount.spec), printable(str(mount.mountpoint))
+        output.say(style(f"{mount.state} mount of {name}: {where}", "red"))
+        repair = "unmount --stale" if mount.read_only else f"mount {name}"
+        output.say(f"  heddle {repair}")

@@ -20,7 +20,7 @@ def switch(
         bool, typer.Option("--create", help="Make the thread where you are, then go to it.")
     ] = False,
 ) -> None:
-    """Make the working directory what thread NAME holds, and HEAD mean it.
+    """Move HEAD and the working directory to another thread.
 
     Only paths that differ are written. Unsaved changes go along where the two threads agree, and
     nothing is done where they would be overwritten.

@@ -34,7 +34,10 @@ Name = Annotated[str, argument("A thread.", "NAME", complete_thread)]
 
 @app.callback(cls=VerbGroup)
 def thread() -> None:
-    """Make, list, rename and delete threads; each can be mounted on its own."""
+    """Make, list, rename and delete threads.
+
+    A thread is a name of a state that moves with each capture. Each can be mounted on its own.
+    """
 
 
 @app.command("create", cls=Verb, epilog="heddle thread create agent-1 --from main")
@@ -61,7 +64,7 @@ def create(
 
 @app.command("list", cls=Verb, epilog="heddle thread list\nheddle thread list --json")
 def list_() -> None:
-    """List the threads, where each is, who made its state, and where it is mounted."""
+    """List the threads: where each is, and where it is mounted."""
     repo = repository()
     mounts = _mounts(repo)
     records = [_record(repo, each, mounts) for each in repo.threads.list()]
@@ -92,7 +95,10 @@ def rename(
     name: Name,
     new_name: Annotated[str, argument("What to call it now.", "NEW-NAME")],
 ) -> None:
-    """Give a thread another name; what is unsaved in its overlay goes with it."""
+    """Give a thread another name.
+
+    What is unsaved in its overlay goes with it.
+    """
     repo = repository()
     renamed = repo.threads.rename(name, new_name)
     output.answer(
@@ -109,7 +115,7 @@ def delete(
         typer.Option("--force", help="Even with unsaved changes; they are put aside, not deleted."),
     ] = False,
 ) -> None:
-    """Forget a thread's name. Its states stay; heddle log shows them through other names."""
+    """Forget a thread's name; its states stay."""
     repo = repository()
     state = repo.threads.get(name).state
     kept = repo.threads.delete(name, force)

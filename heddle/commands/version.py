@@ -16,7 +16,10 @@ app = new_app()
 
 @app.command(cls=Verb, epilog="heddle version\nheddle version -v\nheddle --version")
 def version() -> None:
-    """Print the version; with -v, those of Python and of what heddle stands on."""
+    """Print the version.
+
+    With -v also those of Python and of the libraries that heddle stands on.
+    """
     report()
 
 

@@ -36,7 +36,10 @@ def whoami(
     agent_task: AgentTask = None,
     no_agent: NoAgent = False,
 ) -> None:
-    """Show the principal and the agent as capture would record them, each value with its source."""
+    """Show who the next capture would name.
+
+    That is: the principal and the agent, each value with the place it comes from.
+    """
     flags = attribution_flags(
         principal_name=principal_name,
         principal_email=principal_email,

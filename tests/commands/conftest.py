@@ -1,16 +1,14 @@
-"""A command line to run in this process, and a repository to run it in, cut off from the user's own settings."""
+"""A command line to run in this process, and repositories to run it in."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -62,28 +60,10 @@ def run(*args: str, code: int | None = 0) -> Result:
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody's own settings play a part: home, configuration, runtime directory and agent are the test's."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700)
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HEDDLE_", "GIT_"))
-    }
-    ours = {
-        "HOME": str(tmp_path / "home"),
-        "HEDDLE_CONFIG": str(tmp_path / "user.toml"),
-        "XDG_RUNTIME_DIR": str(runtime),
-        "XDG_CONFIG_HOME": str(tmp_path / "home" / "config"),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "HEDDLE_PRINCIPAL_NAME": "Ann Lee",
-        "HEDDLE_PRINCIPAL_EMAIL": "ann@example.org",
-    }
-    with mock.patch.dict(os.environ, kept | ours, clear=True):
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield
+def here(isolated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start in a directory of the test's own, which is no repository."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_user_settings_are_for_all_repositories(heddle: Heddle, work: Path, tmp_
     heddle("init", str(tmp_path / "other"))
     heddle("config", "set", "principal.name", "Here")
 
-    assert "Everywhere" in (tmp_path / "user.toml").read_text()
+    assert "Everywhere" in (tmp_path / "home" / "heddle.toml").read_text()
     assert heddle("config", "get", "principal.name").text == "Here\n"
     assert heddle("-C", "../other", "config", "get", "principal.name").text == "Everywhere\n"
     heddle("config", "unset", "principal.name")
