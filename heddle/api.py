@@ -274,6 +274,19 @@ class Repository(repository.Repository):
         self._tell_mount(self.head)
         return captured
 
+    def has_unsaved(self, thread: str) -> bool:
+        """Whether a thread's mount, or what its last one left, holds changes that no state does.
+
+        Raises:
+            Busy: its session hangs.
+        """
+        from heddle.repo.names import overlay_dir
+
+        if not overlay_dir(self, thread).is_dir():
+            return False
+        with unsaved.unsaved(self, thread, self.runtime) as mine:
+            return bool(mine.status()[0])
+
     def _tell_mount(self, thread: str) -> None:
         """A thread was moved from the working directory: a live mount of it follows if it can.
 

@@ -27,6 +27,7 @@ from heddle.errors import (
 )
 from heddle.repo.database import Database, Marker, Operation, Thread
 from heddle.repo.locks import directory_locked
+from heddle.repo.names import overlay_dir
 from heddle.repo.threads import Markers, Threads, finish_overlay_moves
 
 if TYPE_CHECKING:
@@ -398,6 +399,17 @@ class Repository:
     def overlay_base(self, thread: str) -> ObjectID | None:
         """The state a thread's overlay is relative to; None: the empty tree, or never mounted."""
         return self.database.overlay_base(thread)
+
+    def has_unsaved(self, thread: str) -> bool:
+        """Whether a thread's overlay may hold unsaved changes.
+
+        Here, without the mount's understanding of an overlay, any file in it counts; ``api.Repository`` looks closer.
+        """
+        try:
+            with os.scandir(overlay_dir(self, thread) / "upper") as entries:
+                return next(entries, None) is not None
+        except FileNotFoundError:
+            return False
 
     def set_overlay_base(self, thread: str, state: ObjectID | None) -> None:
         """Record what state a thread's overlay is relative to; ThreadNotFound if the thread is gone."""

@@ -8,7 +8,7 @@ aside. Moving a thread to a new state is ``Repository.publish``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 
 PARKED = ".parked"
 """Under ``overlays/``: overlays of deleted threads, as ``<UTC time>-<name>``."""
-
-
-def holds_files(overlay: Path) -> bool:
-    """Whether an overlay directory has anything in its upper, ignored files included."""
-    try:
-        with os.scandir(overlay / "upper") as entries:
-            return next(entries, None) is not None
-    except FileNotFoundError:
-        return False
 
 
 class Threads:
@@ -117,18 +108,12 @@ class Threads:
         return self.get(new)
 
     def delete(
-        self,
-        name: str,
-        force: bool = False,
-        *,
-        attribution: Attribution | None = None,
-        is_unsaved: Callable[[Path], bool] = holds_files,
+        self, name: str, force: bool = False, *, attribution: Attribution | None = None
     ) -> Path | None:
         """Forget a thread's name. Its states stay, and the operation log keeps which one it was at.
 
         Args:
-            force: also when its overlay holds unsaved changes; the overlay is put aside, never deleted.
-            is_unsaved: whether an overlay directory holds unsaved changes.
+            force: also when it has unsaved changes. Its overlay is put aside in any case, never deleted.
 
         Returns:
             Where the overlay was put, or None if there was none.
@@ -136,15 +121,17 @@ class Threads:
         Raises:
             ThreadNotFound: there is none.
             DataError: HEAD is on it, or it is mounted.
-            UnsavedChanges: its overlay holds unsaved changes, and no ``force``.
+            UnsavedChanges: it has unsaved changes, and no ``force``.
         """
         self.get(name)
+        with self._overlay_held(name):
+            pass  # who asks what is unsaved opens the overlay too
+        if not force and self._repo.has_unsaved(name):
+            raise UnsavedChanges(
+                f"thread '{name}' has unsaved changes in {overlay_dir(self._repo, name) / 'upper'}",
+                hint=f"heddle capture --thread {name}, or --force to put them aside",
+            )
         with self._overlay_held(name) as overlay:
-            if overlay and not force and is_unsaved(overlay):
-                raise UnsavedChanges(
-                    f"thread '{name}' has unsaved changes in {overlay / 'upper'}",
-                    hint=f"heddle capture --thread {name}, or --force to put them aside",
-                )
             parked = _parking_place(name) if overlay else None
             move = (overlay_name(name), parked) if parked else None
             self._repo.database.delete_thread(

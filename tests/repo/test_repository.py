@@ -304,12 +304,13 @@ def test_delete_refuses_unsaved_changes(repo):
     assert repo.fsck().problems == []
 
 
-def test_delete_asks_the_caller_what_is_unsaved(repo):
-    """Who knows better what an overlay holds decides whether it is unsaved; it is put aside all the same."""
+def test_delete_asks_the_repository_what_is_unsaved(repo, monkeypatch):
+    """A repository that knows better decides what is unsaved; the overlay is put aside all the same."""
     repo.threads.create("a")
     unsaved(repo, "a")
+    monkeypatch.setattr(repo, "has_unsaved", lambda thread: False)
 
-    parked = repo.threads.delete("a", is_unsaved=lambda overlay: False)
+    parked = repo.threads.delete("a")
 
     assert (parked / "upper" / "file").exists()
 
