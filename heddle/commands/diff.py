@@ -58,6 +58,7 @@ def diff(
         output.emit({"files": [views.file_record(file) for file in found]})
         differs = bool(found)
     else:
+        differs = True  # unless printing all of it shows otherwise
         with output.paged():
             differs = _print(files, stat=stat, name_only=name_only)
     if exit_code and differs:

@@ -58,8 +58,9 @@ def list_() -> None:
     if settings.json:
         output.emit({"markers": [_record(repo, each) for each in markers]})
         return
+    width = max((len(printable(each.name)) for each in markers), default=0)
     for each in markers:
-        output.say(_line(repo, each))
+        output.say(_line(repo, each, width))
 
 
 @app.command("show", cls=Verb, epilog="heddle marker show v1.0")
@@ -97,7 +98,7 @@ def _record(repo: Repository, marker: Marker) -> dict[str, object]:
     }
 
 
-def _line(repo: Repository, marker: Marker) -> str:
-    name = output.style(printable(marker.name), "bold")
+def _line(repo: Repository, marker: Marker, width: int = 0) -> str:
+    name = output.style(printable(marker.name).ljust(width), "bold")
     said = views.subject(marker.message) if marker.message else ""
     return f"{name} {views.state_line(repo.state(marker.state))} {said}".rstrip()

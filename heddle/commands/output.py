@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -203,22 +203,6 @@ _PATCH_STYLES: tuple[tuple[bytes, tuple[str, ...]], ...] = (
 )
 
 
-def columns(rows: Sequence[Sequence[str]], styles: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines whose columns are aligned; the first row is the heading.
-
-    Args:
-        rows: the cells, without styles.
-        styles: for each column, the names of its styles.
-    """
-    widths = [max(len(row[index]) for row in rows) for index in range(len(styles))]
-    for number, row in enumerate(rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        names: Iterable[Sequence[str]] = styles if number else [("bold",)] * len(styles)
-        yield "  ".join(
-            style(cell, *name) for cell, name in zip(cells, names, strict=True)
-        ).rstrip()
-
-
 def draws_lines() -> bool:
     """Return True when whoever reads standard output can be shown box-drawing characters."""
     encoding: str = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -230,7 +214,10 @@ def draws_lines() -> bool:
 
 @contextmanager
 def paged() -> Iterator[None]:
-    """Send what the block prints through the user's pager, if standard output is a terminal."""
+    """Send what the block prints through the user's pager, if standard output is a terminal.
+
+    The block ends early, and well, when the user leaves the pager before the end.
+    """
     global _pager
     process = _start_pager() if sys.stdout.isatty() and not settings.json else None
     if process is None:
@@ -239,6 +226,8 @@ def paged() -> Iterator[None]:
     _pager = process.stdin
     try:
         yield
+    except OutputClosed:
+        pass
     finally:
         _pager = None
         _finish_pager(process)

@@ -67,12 +67,13 @@ def list_() -> None:
     """List the threads: where each is, and where it is mounted."""
     repo = repository()
     mounts = _mounts(repo)
-    records = [_record(repo, each, mounts) for each in repo.threads.list()]
+    threads = repo.threads.list()
     if settings.json:
-        output.emit({"threads": records})
+        output.emit({"threads": [_record(repo, each, mounts) for each in threads]})
         return
-    for each in repo.threads.list():
-        output.say(_line(repo, each, mounts))
+    width = max((len(printable(each.name)) for each in threads), default=0)
+    for each in threads:
+        output.say(_line(repo, each, mounts, width))
 
 
 @app.command("show", cls=Verb, epilog="heddle thread show agent-1")
@@ -169,10 +170,10 @@ def _state(repo: Repository, thread: Thread) -> State | None:
     return None if thread.state is None else repo.state(thread.state)
 
 
-def _line(repo: Repository, thread: Thread, mounts: dict[str, MountInfo]) -> str:
+def _line(repo: Repository, thread: Thread, mounts: dict[str, MountInfo], width: int = 0) -> str:
     state, mount = _state(repo, thread), mounts.get(thread.name)
     is_head = thread.name == repo.head
-    name = output.style(printable(thread.name), "green" if is_head else "bold")
+    name = output.style(printable(thread.name).ljust(width), "green" if is_head else "bold")
     line = f"{'*' if is_head else ' '} {name} "
     line += views.state_line(state) if state else "(no state yet)"
     if mount is not None:
