@@ -20,6 +20,7 @@ import trio
 from heddle.errors import HeddleError
 from heddle.mount import shell
 from heddle.mount.core import ContentAddressedMount
+from heddle.mount.jobs import in_thread
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs, AttrUpdate, Caller, NodeId
 
@@ -357,7 +358,7 @@ class Operations(_Handlers):
         try:
             blob, size, fd = self.core.start_fill(node)
             try:
-                await trio.to_thread.run_sync(self.core.copy_bytes_to, blob, size, fd)
+                await in_thread(self.core.copy_bytes_to, blob, size, fd)
             finally:
                 os.close(fd)
             self.core.end_fill(node)
@@ -372,7 +373,7 @@ class Operations(_Handlers):
         if node.blob is not None:
             if self.core.lower.is_cheap(node.size, node.blob, offset):
                 return self.core.lower.read(node.blob, offset, size)
-            return await trio.to_thread.run_sync(self.core.lower.read, node.blob, offset, size)
+            return await in_thread(self.core.lower.read, node.blob, offset, size)
         return await _read_real(node.fd, offset, size)
 
     @at_once
@@ -402,7 +403,7 @@ class Operations(_Handlers):
             return
         fd = os.dup(fd)
         try:
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+            await in_thread(os.fdatasync if datasync else os.fsync, fd)
         finally:
             os.close(fd)
 
@@ -457,4 +458,4 @@ async def _read_real(fd: int, offset: int, size: int) -> bytes | bytearray | mem
         return buffer
     if count >= 0 and offset + count >= os.fstat(fd).st_size:
         return memoryview(buffer)[:count]
-    return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+    return await in_thread(os.pread, fd, size, offset)
