@@ -8,97 +8,143 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dulwich.errors import ChecksumMismatch, ObjectFormatException
+from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
 from dulwich.object_format import get_object_format
 from dulwich.object_store import DiskObjectStore
 from dulwich.objects import ObjectID, RawObjectID
 
 from heddle.errors import CorruptObject
-from heddle.objects.gitformat import TYPE_NAMES, to_hex
+from heddle.objects.gitformat import TYPE_NAMES, to_hex, to_raw
 
 _TYPE_NUMS = {name: number for number, name in TYPE_NAMES.items()}
 _OFS_DELTA, _REF_DELTA = 6, 7
+_DAMAGE = (
+    ApplyDeltaError,
+    ChecksumMismatch,
+    ObjectFormatException,
+    AssertionError,
+    EOFError,
+    IndexError,
+    OSError,
+    ValueError,
+    zlib.error,
+)
+"""What dulwich, and reading headers here, raise for bytes that are not what git wrote."""
 _HEAD_BYTES = 128
 """Enough for any object header, a delta's reference to its base and, deflated, the two sizes it begins with."""
 
 
 class GitObjects:
-    """A ``.git/objects`` directory with its packs, loose objects and alternates.
+    """A ``.git/objects`` directory with its packs, its loose objects and its own alternates.
 
     Args:
         path: the directory.
         format_name: ``sha1`` or ``sha256``.
+        opened_by: the directories that led here, so that a circle ends.
     """
 
-    def __init__(self, path: Path, format_name: str) -> None:
+    def __init__(
+        self, path: Path, format_name: str, opened_by: frozenset[Path] = frozenset()
+    ) -> None:
         self.path = path
         self._format = get_object_format(format_name)
         self._store = DiskObjectStore(path, object_format=self._format)
         self._lock = threading.RLock()
         self._loose: dict[str, frozenset[str]] = {}
+        opened_by |= {path.resolve()}
+        self._alternates = [
+            GitObjects(each, format_name, opened_by)
+            for each in _read_alternates(path)
+            if each.resolve() not in opened_by
+        ]
+        # Dulwich complains at the end of the process about a store that was not closed.
+        weakref.finalize(self, self._store.close)
+
+    def close(self) -> None:
+        """Close what is open; the directory can still be read."""
+        self._store.close()
+        for alternate in self._alternates:
+            alternate.close()
 
     # Looking up
 
     def contains(self, raw_id: bytes) -> bool:
         with self._lock:
-            return to_hex(raw_id) in self._store
+            return (
+                self._store.contains_packed(RawObjectID(raw_id))
+                or self._loose_path(raw_id).exists()
+                or any(alternate.contains(raw_id) for alternate in self._alternates)
+            )
 
     def holds(self, raw_id: bytes) -> bool:
         """As ``contains``, but each directory of loose objects is listed only once."""
         with self._lock:
-            if self._store.contains_packed(RawObjectID(raw_id)):
-                return True
-            name = raw_id.hex()
-            if name[2:] in self._loose_names(name[:2]):
-                return True
-            return any(to_hex(raw_id) in each for each in self._store.alternates)
+            path = self._loose_path(raw_id)
+            return (
+                self._store.contains_packed(RawObjectID(raw_id))
+                or path.name in self._loose_names(path.parent)
+                or any(alternate.holds(raw_id) for alternate in self._alternates)
+            )
 
-    def _loose_names(self, prefix: str) -> frozenset[str]:
-        names = self._loose.get(prefix)
+    def _loose_path(self, raw_id: bytes) -> Path:
+        name = raw_id.hex()
+        return self.path / name[:2] / name[2:]
+
+    def _loose_names(self, directory: Path) -> frozenset[str]:
+        names = self._loose.get(directory.name)
         if names is None:
             try:
-                names = frozenset(os.listdir(self.path / prefix))
+                names = frozenset(os.listdir(directory))
             except FileNotFoundError:
                 names = frozenset()
-            self._loose[prefix] = names
+            self._loose[directory.name] = names
         return names
 
+    def _owner(self, raw_id: bytes) -> GitObjects | None:
+        """The alternate to ask for an object that is not in this directory itself, or None when it is."""
+        if self._store.contains_packed(RawObjectID(raw_id)) or self._loose_path(raw_id).exists():
+            return None
+        for alternate in self._alternates:
+            if alternate.contains(raw_id):
+                return alternate
+        raise KeyError(to_hex(raw_id))
+
     def kind(self, object_id: bytes) -> int:
-        return self._head(self._hex(object_id))[0]
+        return self._head(self._raw(object_id))[0]
 
     def size(self, object_id: bytes) -> int:
-        return self._head(self._hex(object_id))[1]
+        return self._head(self._raw(object_id))[1]
 
     def is_chunked(self, object_id: bytes) -> bool:
         return False
 
-    def _hex(self, object_id: bytes) -> ObjectID:
-        if len(object_id) == self._format.oid_length:
-            return to_hex(object_id)
-        return ObjectID(object_id)
+    def _raw(self, object_id: bytes) -> bytes:
+        return to_raw(object_id, self._format.oid_length)
 
     # Reading
 
     def get_raw(self, name: bytes) -> tuple[int, bytes]:
         """An object's type number and content; KeyError or CorruptObject as the store raises them."""
-        object_id = self._hex(name)
-        try:
-            with self._lock:
-                return self._store.get_raw(object_id)
-        except KeyError:
-            raise
-        except (ChecksumMismatch, ObjectFormatException, zlib.error, ValueError, OSError) as error:
-            raise self._corrupt(object_id, str(error)) from error
+        raw_id = self._raw(name)
+        with self._lock, self._naming_damage(raw_id):
+            owner = self._owner(raw_id)
+            return owner.get_raw(raw_id) if owner else self._store.get_raw(to_hex(raw_id))
 
-    def _corrupt(self, object_id: bytes, why: str) -> CorruptObject:
-        return CorruptObject(
-            f"{self.path} is damaged at object {object_id.decode()}: {why}",
-            hint="run `git fsck --full` there",
-        )
+    @contextmanager
+    def _naming_damage(self, raw_id: bytes) -> Iterator[None]:
+        try:
+            yield
+        except _DAMAGE as error:
+            raise CorruptObject(
+                f"{self.path} is damaged at object {raw_id.hex()}: {error}",
+                hint="run `git fsck --full` there",
+            ) from error
 
     def read_at(self, object_id: bytes, offset: int, size: int) -> bytes:
         return self.get_raw(object_id)[1][offset : offset + size]
@@ -106,41 +152,36 @@ class GitObjects:
     def iter_ids(self) -> Iterator[bytes]:
         with self._lock:
             ids = list(self._store)
-        return (bytes.fromhex(each.decode()) for each in ids)
+        yield from (bytes.fromhex(each.decode()) for each in ids)
+        for alternate in self._alternates:
+            yield from alternate.iter_ids()
 
     def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
         with self._lock:
-            return iter(list(self._store.iter_prefix(prefix)))
+            yield from list(self._store.iter_prefix(prefix))
+        for alternate in self._alternates:
+            yield from alternate.iter_prefix(prefix)
 
     # Type and size from the first bytes
 
-    def _head(self, object_id: ObjectID) -> tuple[int, int]:
-        """An object's type number and size in bytes, from its header alone where that is possible."""
-        try:
-            with self._lock:
-                found = self._packed_head(object_id) or self._loose_head(object_id)
-        except (zlib.error, ValueError, IndexError) as error:
-            raise self._corrupt(object_id, str(error)) from error
-        if found is not None:
-            return found
-        type_num, content = self.get_raw(object_id)  # in an alternate of this one
-        return type_num, len(content)
+    def _head(self, raw_id: bytes) -> tuple[int, int]:
+        """An object's type number and size in bytes."""
+        with self._lock, self._naming_damage(raw_id):
+            owner = self._owner(raw_id)
+            if owner is not None:
+                return owner._head(raw_id)
+            return self._packed_head(raw_id) or self._loose_head(raw_id)
 
-    def _loose_head(self, object_id: ObjectID) -> tuple[int, int] | None:
-        name = object_id.decode()
-        try:
-            with open(self.path / name[:2] / name[2:], "rb") as file:
-                head = zlib.decompressobj().decompress(file.read(_HEAD_BYTES), _HEAD_BYTES)
-        except FileNotFoundError:
-            return None
+    def _loose_head(self, raw_id: bytes) -> tuple[int, int]:
+        with open(self._loose_path(raw_id), "rb", buffering=0) as file:
+            head = zlib.decompressobj().decompress(file.read(_HEAD_BYTES), _HEAD_BYTES)
         type_name, size = head[: head.index(b"\0")].split(b" ")
         return _TYPE_NUMS[type_name], int(size)
 
-    def _packed_head(self, object_id: ObjectID) -> tuple[int, int] | None:
-        raw_id = RawObjectID(bytes.fromhex(object_id.decode()))
+    def _packed_head(self, raw_id: bytes) -> tuple[int, int] | None:
         for pack in self._store.packs:
             try:
-                offset = pack.index.object_offset(raw_id)
+                offset = pack.index.object_offset(RawObjectID(raw_id))
             except KeyError:
                 continue
             with open(pack.data.path, "rb", buffering=0) as file:
@@ -167,6 +208,15 @@ class GitObjects:
             if type_num == _REF_DELTA:
                 return self.kind(base_id), size
             offset = base
+
+
+def _read_alternates(path: Path) -> list[Path]:
+    """The directories that git itself reads too; relative ones are taken from this one."""
+    try:
+        lines = (path / "info" / "alternates").read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [path / os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
 
 
 def _little_endian_varint(data: bytes, at: int, *, first_bits: int = 7) -> tuple[int, int]:

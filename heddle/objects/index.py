@@ -85,7 +85,6 @@ class Index:
 
     Attributes:
         path: the index file.
-        pack_path: the pack it belongs to.
         count: number of objects.
         pack_size: length of the pack file when it was indexed, in bytes.
         pack_digest: SHA-256 that the pack file should have.
@@ -97,7 +96,6 @@ class Index:
 
     def __init__(self, path: Path, id_length: int) -> None:
         self.path = path
-        self.pack_path = path.with_suffix(".pack")
         self._id_length = id_length
         self._data = _load(path)
         bits = self._read_header()
@@ -124,6 +122,11 @@ class Index:
         self.pack_size: int = pack_size
         self.pack_digest: bytes = digest
         return int(bits)
+
+    @property
+    def pack_path(self) -> Path:
+        """The pack it belongs to."""
+        return self.path.with_suffix(".pack")
 
     def find(self, raw_id: bytes) -> Entry | None:
         """Look an object up.

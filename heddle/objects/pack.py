@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
     from dulwich.objects import ObjectID
 
+    class Target(Protocol):
+        """What a writer asks of the store that it writes for."""
+
+        path: Path
+        id_length: int
+
+        def holds(self, raw_id: bytes) -> bool: ...
+
+        def refresh(self) -> None: ...
+
+
 BATCH_BYTES = 2 << 20
 """Content is compressed and written in batches of about this many bytes."""
 QUEUED_BATCHES = 3
@@ -33,17 +44,6 @@ class ChangedWhileRead(Busy):
     """A file did not have the length it was said to have while it was being stored."""
 
     kind = "changed_while_read"
-
-
-class Target(Protocol):
-    """What a writer asks of the store that it writes for."""
-
-    path: Path
-    id_length: int
-
-    def holds(self, raw_id: bytes) -> bool: ...
-
-    def refresh(self) -> None: ...
 
 
 class _Pending(NamedTuple):

@@ -7,7 +7,6 @@ is worth without a pack (alternates, errors a user reads) is ``store.py``'s.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -18,7 +17,6 @@ from heddle.objects.index import Index
 from heddle.objects.layout import REINDEX_HINT, TEMPORARY_PREFIX, Entry, corrupt
 from heddle.objects.packfile import PackFile
 
-_FILE = re.compile(r"([0-9a-f]{64})\.(pack|idx)")
 _SMALL = 4096
 """Packs with at most so many objects are looked up through one table in memory, however many packs they are."""
 _OPEN_FILES = 64
@@ -43,6 +41,7 @@ class PackDirectory:
     def __init__(self, path: Path, id_length: int) -> None:
         self.path = path
         self.temporary: list[str] = []
+        self._prefix = f"{path}{os.sep}"
         self._id_length = id_length
         self._lock = threading.RLock()
         self._listed: int | None = None
@@ -131,19 +130,22 @@ class PackDirectory:
             return True
 
     def _list(self) -> None:
-        with os.scandir(self.path) as entries:
-            found = {entry.name: entry for entry in entries}
-        self.temporary = [name for name in found if name.startswith(TEMPORARY_PREFIX)]
-        named = [match.groups() for name in found if (match := _FILE.fullmatch(name))]
-        packs = {name for name, suffix in named if suffix == "pack"}
-        indexed = {name for name, suffix in named if suffix == "idx"} & packs
+        names = os.listdir(self.path)
+        self.temporary = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
+        packs = {name[:-5] for name in names if name.endswith(".pack")}
+        indexed = {name[:-4] for name in names if name.endswith(".idx")} & packs
         for name in {*self._indexes, *self._unopened} - indexed:
             self._drop(name)
-        new = indexed - {*self._indexes, *self._unopened}
-        by_age = sorted((found[f"{name}.idx"].stat().st_mtime_ns, name) for name in new)
-        self._unopened += [name for _, name in by_age]
+        new = indexed.difference(self._indexes, self._unopened)
+        self._unopened += sorted(new, key=self._age)
         self._unindexed = packs - indexed
         self._damaged.clear()  # opened again with the next lookup: they may have been rebuilt
+
+    def _age(self, name: str) -> int:
+        try:
+            return os.stat(f"{self._prefix}{name}.idx").st_mtime_ns
+        except FileNotFoundError:  # gone since it was listed; opening it will say so again
+            return 0
 
     def _drop(self, name: str) -> None:
         self._files.pop(name, None)

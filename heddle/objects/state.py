@@ -32,7 +32,10 @@ _HEX = "0123456789abcdef"
 _REVERSE = str.maketrans(_HEX, "zyxwvutsrqponmlk")
 _CHANGE_ID = re.compile(r"[k-z]{1,64}")
 _IDENTITY = re.compile(rb"(.*?) ?<(.*?)>(?: (-?\d+) ([+-]\d+))?.*", re.DOTALL)
+_ID = re.compile(rb"[0-9a-f]{40}|[0-9a-f]{64}")
 _ENCODED = re.compile(r"%([0-9A-F]{2})")
+_YEARS_0001_TO_9999 = range(-62_135_510_400, 253_402_214_400)  # in any time zone
+_DAY_S = 86_400
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _UNSAFE_IN_PROVIDER = re.compile(r"[\x00-\x1f\x7f%/]")
 
@@ -51,8 +54,8 @@ class State:
         change_id: what stays when the state is rewritten.
         thread: the thread it was captured on, where it says so.
         message: what the author says about it.
-        time_s: when the author made it, in seconds since 1970.
-        timezone_s: the author's offset from UTC, in seconds east.
+        time_s: when the author made it, in seconds since 1970; 0 where the commit says nothing a calendar holds.
+        timezone_s: the author's offset from UTC, in seconds east; less than a day.
     """
 
     id: ObjectID
@@ -184,7 +187,8 @@ def decode(id: ObjectID, raw: bytes) -> State:
             parents.append(value)
         else:
             headers.setdefault(name, value)
-    if b"tree" not in headers or b"author" not in headers:
+    references = [headers.get(b"tree", b""), *parents]
+    if b"author" not in headers or not all(map(_ID.fullmatch, references)):
         raise CorruptObject(f"object {id.decode()} is not a sound commit")
     encoding = headers.get(b"encoding", b"utf-8").decode("ascii", "replace")
     principal, time_s, timezone_s = _decode_identity(headers[b"author"], encoding)
@@ -219,12 +223,22 @@ def _decode_identity(value: bytes, encoding: str) -> tuple[Principal, int, int]:
         return Principal(_text(value, encoding), ""), 0, 0
     name, email, time, zone = found.groups()
     who = Principal(_text(name, encoding), _text(email, encoding))
-    return who, int(time or 0), _decode_zone(zone or b"+0000")
+    return who, _decode_time(time or b"0"), _decode_zone(zone or b"+0000")
+
+
+def _decode_time(digits: bytes) -> int:
+    """Seconds since 1970; git too takes a time that it can't represent for 0."""
+    time_s = int(digits) if len(digits) < 20 else 0
+    return time_s if time_s in _YEARS_0001_TO_9999 else 0
 
 
 def _decode_zone(zone: bytes) -> int:
-    hours, minutes = divmod(abs(int(zone)), 100)
+    if len(zone) > 5:  # never written by git, and no calendar takes it
+        return 0
+    hours, minutes = divmod(int(zone[1:]), 100)
     seconds = hours * 3600 + minutes * 60
+    if seconds >= _DAY_S:
+        return 0
     return -seconds if zone.startswith(b"-") else seconds
 
 

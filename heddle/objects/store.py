@@ -29,6 +29,23 @@ if TYPE_CHECKING:
     from dulwich.object_format import ObjectFormat
     from dulwich.object_store import PackCapableObjectStore as _Interface
     from dulwich.objects import ObjectID, ShaFile
+
+    class Alternate(Protocol):
+        """Another object directory, read as it is; raises KeyError and CorruptObject as the store does."""
+
+        path: Path
+
+        def holds(self, raw_id: bytes) -> bool: ...
+        def contains(self, raw_id: bytes) -> bool: ...
+        def kind(self, object_id: bytes) -> int: ...
+        def size(self, object_id: bytes) -> int: ...
+        def is_chunked(self, object_id: bytes) -> bool: ...
+        def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
+        def read_at(self, object_id: bytes, offset: int, size: int) -> bytes: ...
+        def iter_ids(self) -> Iterator[bytes]: ...
+        def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]: ...
+        def close(self) -> None: ...
+
 else:
     _Interface = object
 
@@ -37,22 +54,6 @@ __all__ = ["ObjectStore", "PackWriter", "Problem"]
 _CACHE_BYTES = 4 << 20
 _UNLIST = "bring the directory back, or take its line out of objects/alternates"
 _T = TypeVar("_T")
-
-
-class Alternate(Protocol):
-    """Another object directory, read as it is; raises KeyError and CorruptObject as the store does."""
-
-    path: Path
-
-    def holds(self, raw_id: bytes) -> bool: ...
-    def contains(self, raw_id: bytes) -> bool: ...
-    def kind(self, object_id: bytes) -> int: ...
-    def size(self, object_id: bytes) -> int: ...
-    def is_chunked(self, object_id: bytes) -> bool: ...
-    def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
-    def read_at(self, object_id: bytes, offset: int, size: int) -> bytes: ...
-    def iter_ids(self) -> Iterator[bytes]: ...
-    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]: ...
 
 
 class ObjectStore(_Interface):
@@ -120,7 +121,10 @@ class ObjectStore(_Interface):
         from dulwich.objects import ShaFile
 
         type_num, content = self.get_raw(object_id)
-        return ShaFile.from_raw_string(type_num, content, object_format=self.object_format)
+        # Told its id, dulwich neither hashes the content again nor takes every id for a SHA-1.
+        return ShaFile.from_raw_string(
+            type_num, content, to_hex(self._raw(object_id)), object_format=self.object_format
+        )
 
     # Looking up
 
@@ -391,8 +395,12 @@ class ObjectStore(_Interface):
             self._alternates = None
 
     def close(self) -> None:
-        """Forget open files; the store can still be used."""
+        """Close what is open; the store can still be used."""
         self._packs.close()
+        with self._lock:
+            alternates, self._alternates = self._alternates or [], None
+        for alternate in alternates:
+            alternate.close()
 
     # Checking and repairing
 
