@@ -140,6 +140,10 @@ class Overlay:
         except UnsavedChanges:
             log.warning("thread %s moved while its overlay has unsaved changes", self.thread)
 
+    def leave_loop(self) -> None:
+        """The session's event loop has ended: from here on only the caller changes the view."""
+        self.in_loop = _directly
+
     def close(self) -> None:
         """Give everything back; what is unsaved stays on disk."""
         self.core.close()
@@ -173,17 +177,20 @@ class Overlay:
 
     def _compared(self) -> Snapshot:
         """A finished comparison with the base, its long part outside the loop."""
-        if self.core.upper is None:
-            return self._snapshot()
+        snapshot = self._snapshot()
+        if self.core.upper is not None:
+            self._learn_ids()
+            self.in_loop(snapshot.take)
+        return snapshot
+
+    def _learn_ids(self) -> None:
+        """Hash the changed files that only their bytes can tell from the base's."""
 
         def identify(fd: int, size: int) -> ObjectID:
             pieces = iter(lambda: os.read(fd, 1 << 20), b"")
             return hash_blob(pieces, size, self.core.lower.object_format)
 
         self._settle(identify, lambda unknown: unknown.comparable)
-        snapshot = self._snapshot()
-        self.in_loop(snapshot.take)
-        return snapshot
 
     def changes(self) -> list[Change]:
         """Unsaved changes against the base, without what is ignored; renames found by id."""
@@ -387,7 +394,13 @@ class Overlay:
         state = self.repo.threads.get(self.thread).state
         if state == self.base:
             return []
-        if self.dirty()[0]:
+        self._learn_ids()
+        return self.in_loop(lambda: self._rebase_to(state))
+
+    def _rebase_to(self, state: ObjectID | None) -> list[tuple[int, bytes, int]]:
+        snapshot = self._snapshot()
+        snapshot.take()
+        if snapshot.changes:
             raise UnsavedChanges(
                 f"thread {self.thread} moved, and its overlay has unsaved changes",
                 hint=f"heddle thread create {self.thread}-2 --from {_short(self.base)}, and capture there",
