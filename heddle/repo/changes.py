@@ -63,6 +63,14 @@ class Change:
     new_id: ObjectID | None
 
 
+@dataclass(frozen=True, slots=True)
+class NotRecorded:
+    """A path that a capture had to leave out, and why."""
+
+    path: bytes
+    why: str
+
+
 Reader = Callable[[Change], bytes]
 """Gives one side of a change: a file's bytes or a link's target."""
 

@@ -1,0 +1,462 @@
+"""The plain working directory against a tree: what is there that the tree does not say.
+
+Owns the walk over the directory, its stat cache in use, and ``status``. Reading files is ``reading.py``'s, making a
+state of what was found ``capture.py``'s, changing the directory ``switch.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from heddle.errors import Busy
+from heddle.repo.changes import (
+    DIRECTORY_MODE,
+    EMPTY_TREES,
+    Change,
+    NotRecorded,
+    change_between,
+    find_renames,
+    normalised,
+    within,
+)
+from heddle.repo.ignore import IgnoreRules, always_ignored
+from heddle.repo.reading import Hasher, NotReadable, Taken, for_each, take
+from heddle.repo.statcache import (
+    Entry,
+    Remembered,
+    Stat,
+    StatCache,
+    collector_paused,
+)
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.repo.repository import Repository
+
+GITLINK_MODE = 0o160000
+LINK_MODE = 0o120000
+FILE_MODE = 0o100644
+EXECUTABLE_MODE = 0o100755
+_LOCK_WAIT_S = 30.0
+_MOUNT_LINE = re.compile(rb"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.heddle ", re.MULTILINE)
+_SPECIAL = {
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is unsaved in the plain working directory.
+
+    Attributes:
+        changes: what differs from the state it was last at, in path order.
+        ignored_count: how many entries are ignored; an ignored directory counts once.
+        not_recorded: what a capture would have to leave out.
+    """
+
+    changes: tuple[Change, ...]
+    ignored_count: int
+    not_recorded: tuple[NotRecorded, ...]
+
+
+class Found(NamedTuple):
+    """A file or a symbolic link that is new, or has another stat than the one remembered.
+
+    Attributes:
+        path: inside the working directory.
+        old: what the tree has there, when that is a file or a link too.
+        status: lstat(2) of it.
+    """
+
+    path: bytes
+    old: Entry | None
+    status: os.stat_result
+
+
+class Scan:
+    """One walk over the working directory; nothing is read but directories, rules and unknown trees.
+
+    Args:
+        repo: the repository.
+        tree: what to compare with; None for nothing.
+        paths: look at these and what lies below them only.
+
+    Attributes:
+        found: files that have to be read, or at least looked at more closely.
+        gone: what the tree has and the directory has not, or has as something else: leaves by path.
+        removed: the topmost paths of those that are gone.
+        empty: directories without anything in them that the tree does not know as such; True where
+            the tree knows a directory of that name.
+        ignored: entries left out because of ignore rules; an ignored directory counts once.
+        not_recorded: what is there and can't be recorded.
+    """
+
+    def __init__(
+        self, repo: Repository, tree: ObjectID | None, *, paths: Sequence[bytes] = ()
+    ) -> None:
+        self.found: list[Found] = []
+        self.gone: dict[bytes, Entry] = {}
+        self.removed: list[bytes] = []
+        self.empty: dict[bytes, bool] = {}
+        self.ignored = 0
+        self.not_recorded: list[NotRecorded] = []
+        self._repo = repo
+        self._store = repo.store
+        self._root = os.fsencode(repo.path) + b"/"
+        self._paths = normalised(paths)
+        self._rules = IgnoreRules(self._read_rules, exclude=_git_exclude(repo))
+        self._cache = StatCache(repo.database)
+        self._directories: dict[bytes, Remembered] = {}
+        self._stale: set[bytes] = set()
+        self._todo: list[tuple[bytes, ObjectID | None]] = [(b"", tree)]
+        while self._todo:
+            self._directory(*self._todo.pop())
+
+    def host(self, path: bytes) -> bytes:
+        """Where a path of the working directory is."""
+        return self._root + path
+
+    # The walk
+
+    def _directory(self, path: bytes, tree: ObjectID | None) -> None:
+        known = None if tree is None else self._remembered(path, tree)
+        try:
+            with os.scandir(self._root + path) as listing:
+                if known is None:
+                    nothing = self._new_directory(path, listing)
+                else:
+                    nothing = self._known_directory(path, known, listing)
+        except (FileNotFoundError, NotADirectoryError):
+            if tree is not None:
+                self._lost(path, (DIRECTORY_MODE, tree))
+        except OSError as error:
+            self._leave_out(path, os.strerror(error.errno or 0))
+        else:
+            if nothing and path and tree not in EMPTY_TREES:
+                self.empty[path] = tree is not None
+
+    def _known_directory(
+        self, path: bytes, known: Remembered, listing: Iterator[os.DirEntry[bytes]]
+    ) -> bool:
+        """Compare a directory with what is remembered of it; True if it holds nothing at all."""
+        self._directories[path] = known
+        files, others = known.files, known.others
+        prefix = path + b"/" if path else b""
+        present: list[bytes] = []
+        nothing = True
+        for entry in listing:
+            nothing = False
+            name = entry.name
+            remembered = files.get(name)
+            try:
+                if remembered is not None:
+                    status = entry.stat(follow_symlinks=False)
+                    present.append(name)
+                    if remembered != (
+                        status.st_mode,
+                        status.st_size,
+                        status.st_mtime_ns,
+                        status.st_ctime_ns,
+                        status.st_ino,
+                    ):
+                        self._differs(prefix + name, known.entries()[name], entry, status)
+                elif name in others:
+                    self._other(prefix + name, others[name], entry)
+                    present.append(name)
+                elif self._is_wanted(prefix + name):
+                    self._new(prefix + name, entry)
+            except FileNotFoundError:
+                continue
+        if len(present) < len(files) + len(others):
+            for name in (files.keys() | others.keys()).difference(present):
+                self._lost(prefix + name, known.entries()[name])
+        return nothing
+
+    def _new_directory(self, path: bytes, listing: Iterator[os.DirEntry[bytes]]) -> bool:
+        """Look at a directory that the tree does not have; True if it holds nothing at all."""
+        nothing = True
+        for entry in listing:
+            nothing = False
+            name = path + b"/" + entry.name if path else entry.name
+            if self._is_wanted(name):
+                try:
+                    self._new(name, entry)
+                except FileNotFoundError:
+                    continue
+        return nothing
+
+    def _differs(
+        self, path: bytes, old: Entry, entry: os.DirEntry[bytes], status: os.stat_result
+    ) -> None:
+        """A file or link of the tree, whose stat is not the one remembered."""
+        if stat.S_ISDIR(status.st_mode) and self._is_wanted(path):
+            self._lost(path, old, wanted=True)
+            self._new(path, entry)
+        elif within(path, self._paths):
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                self.found.append(Found(path, old, status))
+            else:
+                self._lost(path, old)
+                self._new(path, entry, tracked=True)
+
+    def _other(self, path: bytes, old: Entry, entry: os.DirEntry[bytes]) -> None:
+        """A directory of the tree, or a link to another repository, which is left as it is."""
+        if not self._is_wanted(path):
+            return
+        if not entry.is_dir(follow_symlinks=False):
+            self._lost(path, old)
+            self._new(path, entry, tracked=old[0] == GITLINK_MODE)
+        elif old[0] == DIRECTORY_MODE and not self._is_covered(path, old[1]):
+            self._todo.append((path, old[1]))
+
+    def _new(self, path: bytes, entry: os.DirEntry[bytes], *, tracked: bool = False) -> None:
+        """Something that the tree does not have, or has as another kind of thing."""
+        if always_ignored(entry.name):
+            return
+        is_dir = entry.is_dir(follow_symlinks=False)
+        if is_dir and self._is_mountpoint(path):
+            return
+        if not tracked and self._rules.is_ignored(path, is_dir):
+            self.ignored += 1
+        elif is_dir:
+            self._todo.append((path, None))
+        elif within(path, self._paths):
+            status = entry.stat(follow_symlinks=False)
+            special = _SPECIAL.get(stat.S_IFMT(status.st_mode))
+            if special:
+                self._leave_out(path, special)
+            else:
+                self.found.append(Found(path, None, status))
+
+    def _lost(self, path: bytes, old: Entry, *, wanted: bool = False) -> None:
+        """The tree has something that is not there, or is something else now."""
+        todo = [(path, old, wanted)]
+        while todo:
+            path, (mode, id), inside = todo.pop()
+            if not inside and within(path, self._paths):
+                self.removed.append(path)
+                inside = True
+            if mode == DIRECTORY_MODE and id not in EMPTY_TREES:
+                if inside or self._is_wanted(path):
+                    entries = self._store.tree_entries(id)
+                    todo += [(path + b"/" + n, (m, i), inside) for n, m, i in entries]
+            elif inside:
+                self.gone[path] = (mode, id)
+
+    def _leave_out(self, path: bytes, why: str) -> None:
+        self.not_recorded.append(NotRecorded(path, why))
+
+    def _is_wanted(self, path: bytes) -> bool:
+        """Whether a path was asked for, or leads to one that was."""
+        if not self._paths or within(path, self._paths):
+            return True
+        return any(wanted.startswith(path + b"/") for wanted in self._paths)
+
+    def _is_mountpoint(self, path: bytes) -> bool:
+        """Whether one of our own mounts covers a directory: its files are another thread's."""
+        return self._root + path in self._mountpoints
+
+    def _is_covered(self, path: bytes, tree: ObjectID) -> bool:
+        """Whether a directory of the tree has a mount of ours on it, which takes an empty one."""
+        return tree in EMPTY_TREES and self._is_mountpoint(path)
+
+    @cached_property
+    def _mountpoints(self) -> frozenset[bytes]:
+        return _heddle_mountpoints()
+
+    def _read_rules(self, path: bytes) -> bytes | None:
+        return read_rules(self._root + path)
+
+    # What is remembered
+
+    def _remembered(self, path: bytes, tree: ObjectID) -> Remembered:
+        """The row of a directory; of another tree's row, what holds for this tree too."""
+        row = self._cache.get(path)
+        if row is not None and row.tree == tree:
+            return row
+        entries = {name: (mode, id) for name, mode, id in self._store.tree_entries(tree)}
+        fresh = Remembered(tree, entries)
+        self._stale.add(path)
+        if row is not None:
+            fresh.take_over(row)
+        return fresh
+
+    def verified(self, path: bytes, taken: Taken) -> None:
+        """A file that was found turned out to be what the tree says."""
+        directory, _, name = path.rpartition(b"/")
+        if taken.settled:
+            self._directories[directory].files[name] = taken.stat
+            self._stale.add(directory)
+
+    def save(
+        self,
+        rebuilt: Mapping[bytes, tuple[ObjectID, Mapping[bytes, Entry]]] = {},
+        stats: Mapping[bytes, Stat] = {},
+    ) -> None:
+        """Write what was learned to the stat cache.
+
+        Args:
+            rebuilt: directories that have another tree by now, with their entries.
+            stats: of files in them that were read and settled.
+        """
+        for path in self._stale.difference(rebuilt):
+            self._cache.put(path, self._directories[path])
+        for path, (tree, entries) in rebuilt.items():
+            row = Remembered(tree, entries)
+            if path in self._directories:
+                row.take_over(self._directories[path])
+            prefix = path + b"/" if path else b""
+            row.files.update((n, stats[prefix + n]) for n in row.files if prefix + n in stats)
+            self._cache.put(path, row)
+        if not self._paths:
+            self._cache.keep_only({*self._directories, *rebuilt})
+        self._cache.save()
+
+
+def status(repo: Repository, *, paths: Sequence[bytes] = ()) -> Status:
+    """Compare the plain working directory with the state it was last at.
+
+    A file whose stat is the remembered one is not read. What was read and found unchanged is remembered, so
+    that the next call need not read it again.
+
+    Args:
+        paths: only these paths and what lies below them.
+    """
+    with collector_paused():
+        base = repo.worktree_base()
+        scan = Scan(repo, None if base is None else repo.state(base).tree, paths=paths)
+        changes = _Comparison(repo, scan).changes()
+        scan.save()
+    return Status(tuple(changes), scan.ignored, tuple(scan.not_recorded))
+
+
+class _Comparison:
+    """Makes changes of what a scan found, reading only files that nothing else can tell apart."""
+
+    def __init__(self, repo: Repository, scan: Scan) -> None:
+        self._store = repo.store
+        self._scan = scan
+        self._hasher = Hasher(repo.store.id_length)
+        self._new: dict[bytes, tuple[int, ObjectID | None] | None] = {}
+
+    def changes(self) -> list[Change]:
+        sizes = {
+            self._store.size(id) for mode, id in self._scan.gone.values() if stat.S_ISREG(mode)
+        }
+        for_each(
+            [found for found in self._scan.found if self._must_be_read(found, sizes)], self._read
+        )
+        changes = list(self._compared())
+        changes.sort(key=lambda change: change.path)
+        return find_renames(changes)
+
+    def _must_be_read(self, found: Found, sizes_of_gone: set[int]) -> bool:
+        """Whether only the bytes tell that a file is unchanged, or that it was moved here."""
+        mode, size = found.status.st_mode, found.status.st_size
+        if stat.S_ISLNK(mode):
+            return True
+        if found.old is None:
+            return size in sizes_of_gone
+        return stat.S_ISREG(found.old[0]) and self._store.size(found.old[1]) == size
+
+    def _read(self, found: Found) -> None:
+        """Note a file's mode and id; one that can't be had counts as changed, for what it is."""
+        try:
+            is_link = stat.S_ISLNK(found.status.st_mode)
+            taken = take(self._scan.host(found.path), self._hasher, is_link=is_link)
+        except FileNotFoundError:
+            self._new[found.path] = None
+        except NotReadable as error:
+            self._scan.not_recorded.append(NotRecorded(found.path, str(error)))
+            self._new[found.path] = found.old
+        else:
+            entry = git_mode(taken.stat[0], found.old), taken.id
+            self._new[found.path] = entry
+            if entry == found.old:
+                self._scan.verified(found.path, taken)
+
+    def _compared(self) -> Iterator[Change]:
+        gone = self._scan.gone.copy()
+        for found in self._scan.found:
+            unread = git_mode(found.status.st_mode, found.old), None
+            new = self._new.get(found.path, unread)
+            old = gone.pop(found.path, found.old)
+            if old != new:
+                yield change_between(found.path, old, new)
+        for path, was_there in self._scan.empty.items():
+            old = gone.pop(path, None)
+            if not was_there:
+                yield change_between(path, old, (DIRECTORY_MODE, None))
+        for path, old in gone.items():
+            yield change_between(path, old, None)
+
+
+def git_mode(st_mode: int, old: Entry | None) -> int:
+    """The mode that git gives a file or link; an older form of the same one is kept."""
+    if stat.S_ISLNK(st_mode):
+        return LINK_MODE
+    if old is not None and stat.S_ISREG(old[0]) and bool(old[0] & 0o100) == bool(st_mode & 0o100):
+        return old[0]
+    return EXECUTABLE_MODE if st_mode & 0o100 else FILE_MODE
+
+
+def read_rules(host: bytes) -> bytes | None:
+    """The content of a rule file; a link, a directory and what can't be read hold no rules."""
+    try:
+        fd = os.open(host, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
+
+
+def _git_exclude(repo: Repository) -> bytes:
+    if repo.git is None:
+        return b""
+    return read_rules(os.fsencode(repo.git.common / "info" / "exclude")) or b""
+
+
+def _heddle_mountpoints() -> frozenset[bytes]:
+    """Where heddle's mounts are, from the kernel (proc_pid_mountinfo(5)) and without touching them."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            found = _MOUNT_LINE.findall(file.read())
+    except OSError:
+        return frozenset()
+    octal = re.compile(rb"\\([0-7]{3})")
+    return frozenset(octal.sub(lambda code: bytes([int(code[1], 8)]), path) for path in found)
+
+
+@contextmanager
+def working_directory_locked(repo: Repository) -> Iterator[None]:
+    """Let one command at a time change the working directory or make a state of it.
+
+    Raises:
+        Busy: another one has been at it for too long.
+    """
+    from heddle.repo.locks import file_locked_nowait
+
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        with file_locked_nowait(repo.heddle_dir / "worktree.lock") as free:
+            if free:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise Busy(
+                f"another command is busy with the working directory {repo.path}",
+                hint="run it again when that has ended",
+            )
+        time.sleep(0.02)
