@@ -114,6 +114,7 @@ class ContentAddressedMount(PlatformShell):
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        self.lower.close()
         if self.upper is not None:
             self.upper.close()
 
@@ -273,6 +274,8 @@ class ContentAddressedMount(PlatformShell):
             node.ino = os.fstat(fd).st_ino if marks.ino is None else marks.ino
         elif marks.time_ns is not None:
             self.time_ns = marks.time_ns
+        else:  # a new upper: the root is as old as what it shows
+            os.utime(fd, ns=(self.time_ns, self.time_ns))
         node.mode = marks.mode
         if marks.lower is not None:
             node.lower, node.explicit = marks.lower, True
@@ -606,11 +609,14 @@ class ContentAddressedMount(PlatformShell):
             self.epoch += 1  # names that are not live may share these bytes
 
     def touch(self, directory: DirNode, name: bytes = b"") -> None:
-        """A name of a directory is not as it was when the directory was last found clean."""
+        """A name of a directory is not as it was when the directory was last found clean.
+
+        The whole way up: a directory that was never looked at may lie below one that was found clean.
+        """
         if name in self.watched:
             self.epoch += 1
         node: DirNode | None = directory
-        while node is not None and node.clean >= 0:
+        while node is not None:
             node.clean = -1
             node = node.parent
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FOREVER = 1e9  # seconds; every change goes through the kernel or is announced to it
 SMALL = 128 << 10  # bytes: copied or pushed at once, without leaving the loop
+LARGE = 4 << 20  # bytes: stored in frames that can be decoded ahead, several at a time
 _OPEN_FLAGS_WRITE = os.O_WRONLY | os.O_RDWR
 
 _ERRNO: dict[type[shell.MountError], int] = {
@@ -371,9 +372,12 @@ class Operations(_Handlers):
         node = self.core.nodes[ino]
         assert isinstance(node, FileNode)
         if node.blob is not None:
-            if self.core.lower.is_cheap(node.size, node.blob, offset):
-                return self.core.lower.read(node.blob, offset, size)
-            return await in_thread(self.core.lower.read, node.blob, offset, size)
+            lower = self.core.lower
+            if node.size > LARGE:
+                lower.read_ahead(node.blob, offset, node.size)
+            if lower.is_cheap(node.size, node.blob, offset):
+                return lower.read(node.blob, offset, size)
+            return await in_thread(lower.read, node.blob, offset, size)
         return await _read_real(node.fd, offset, size)
 
     @at_once

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from heddle.errors import ObjectMissing
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from dulwich.objects import ObjectID
 
     from heddle.objects.store import ObjectStore
@@ -22,6 +24,7 @@ TreeEntries: TypeAlias = "dict[bytes, tuple[int, ObjectID]]"
 
 GITLINK = 0o160000
 FRAME = 1 << 20  # bytes; the store's own frame size, so that a window is one frame
+_FRAMES_AHEAD = 2
 _RESERVED = frozenset((b".git", b".heddle"))
 _NO_ENTRIES: TreeEntries = {}
 
@@ -67,6 +70,8 @@ class Lower:
         self._blobs: OrderedDict[tuple[ObjectID, int], bytes] = OrderedDict()
         self._blob_room = blob_bytes
         self._lock = threading.Lock()  # reads of large files come from worker threads
+        self._ahead: dict[tuple[ObjectID, int], Future[bytes]] = {}
+        self._decoders: ThreadPoolExecutor | None = None
 
     def entries(self, tree: ObjectID | None) -> TreeEntries:
         """The safe entries of a directory: name to (mode, id). The result must not be changed.
@@ -131,6 +136,32 @@ class Lower:
             size -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def read_ahead(self, blob: ObjectID, offset: int, size: int) -> None:
+        """Start decoding the frames that a sequential reader of a large file will ask for next.
+
+        Args:
+            blob: what is being read.
+            offset: where the reader is.
+            size: of the whole blob.
+        """
+        window = offset // FRAME
+        if window and (blob, window - 1) not in self._blobs:
+            return  # not sequential
+        for number in range(window + 1, min(window + 1 + _FRAMES_AHEAD, -(-size // FRAME))):
+            key = (blob, number)
+            if key not in self._blobs and key not in self._ahead:
+                if self._decoders is None:
+                    from concurrent.futures import ThreadPoolExecutor
+
+                    self._decoders = ThreadPoolExecutor(_FRAMES_AHEAD, "decode")
+                self._ahead[key] = self._decoders.submit(self._decode_ahead, key)
+
+    def _decode_ahead(self, key: tuple[ObjectID, int]) -> bytes:
+        try:
+            return self._decode(*key)
+        finally:
+            self._ahead.pop(key, None)
+
     def _frame(self, blob: ObjectID, window: int) -> bytes:
         key = (blob, window)
         with self._lock:
@@ -138,6 +169,11 @@ class Lower:
             if found is not None:
                 self._blobs.move_to_end(key)
                 return found
+        under_way = self._ahead.get(key)
+        return self._decode(blob, window) if under_way is None else under_way.result()
+
+    def _decode(self, blob: ObjectID, window: int) -> bytes:
+        key = (blob, window)
         try:
             if self.store.is_chunked(blob):
                 self._keep(key, found := self.store.read_at(blob, window * FRAME, FRAME))
@@ -145,12 +181,12 @@ class Lower:
             whole = self.store.get_raw(blob)[1]
         except KeyError:
             raise _missing(blob) from None
-        for number in range(max(1, -(-len(whole) // FRAME))):
-            frame = whole if len(whole) <= FRAME else whole[number * FRAME : (number + 1) * FRAME]
-            self._keep((blob, number), frame)
-            if number == window:
-                found = frame
-        return b"" if found is None else found
+        if len(whole) <= FRAME:
+            self._keep((blob, 0), whole)
+            return b"" if window else whole
+        for number in range(-(-len(whole) // FRAME)):
+            self._keep((blob, number), whole[number * FRAME : (number + 1) * FRAME])
+        return whole[window * FRAME : (window + 1) * FRAME]
 
     def _keep(self, key: tuple[ObjectID, int], frame: bytes) -> None:
         with self._lock:
@@ -160,6 +196,11 @@ class Lower:
                 self._blob_room -= len(frame)
             while self._blob_room < 0 and len(self._blobs) > 1:
                 self._blob_room += len(self._blobs.popitem(last=False)[1])
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        if self._decoders is not None:
+            self._decoders.shutdown(cancel_futures=True)
 
     def drop_caches(self) -> None:
         """Forget all that can be read again."""
