@@ -33,7 +33,7 @@ def large_tree(bench: Bench, chosen: Path | None) -> repositories.Pair | None:
     if chosen is not None:
         source = chosen.resolve(strict=True)
         return repositories.Pair(
-            bench, source.name, lambda to: trees.copy_tree(source, to), repetitions=3
+            bench, source.name, lambda to: trees.copy_tree(source, to), repetitions=3, large=True
         )
     if bench.quick:
         return None
@@ -42,7 +42,8 @@ def large_tree(bench: Bench, chosen: Path | None) -> repositories.Pair | None:
             f"no {trees.LINUX_ARCHIVE}: its rows are left out (apt-get install linux-source-6.1)"
         )
         return None
-    return repositories.Pair(bench, LINUX, trees.extract_linux, repetitions=3)
+    bench.say(f"unpacking {trees.LINUX_ARCHIVE}")
+    return repositories.Pair(bench, LINUX, trees.extract_linux, repetitions=3, large=True)
 
 
 def measure(bench: Bench, chosen: Path | None) -> None:
@@ -51,7 +52,6 @@ def measure(bench: Bench, chosen: Path | None) -> None:
     repositories.measure_small(small)
     bench.say(workloads.SECTION)
     workloads.measure(bench)
-    bench.say("unpacking the large tree")
     large = large_tree(bench, chosen)
     if large is not None:
         repositories.measure_large(large)
