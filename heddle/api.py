@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from heddle.errors import DataError, HeddleError, NotARepository, NothingToCapture
+from heddle.errors import DataError, HeddleError, NotARepository, NothingToCapture, NotMounted
 from heddle.mount import ending, lifecycle, mountinfo, unsaved
 from heddle.mount.ending import Unmounted
 from heddle.mount.lifecycle import Mounted, MountInfo, MountOptions
@@ -652,6 +652,8 @@ def _end(
         try:
             its = _repository_of(session, repo, how.environment)
             done.unmounted.append(_end_one(session, runtime, its, how))
+        except NotMounted:
+            continue  # somebody else has ended it
         except HeddleError as error:
             holders = error.holders if isinstance(error, ending.MountBusy) else ()
             done.failed.append(Failed(session.mountpoint, error, holders))

@@ -7,6 +7,7 @@ What goes out is ``output.py``'s.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,8 @@ def change_directory(paths: list[str] | None) -> None:
         try:
             os.chdir(path)
         except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                raise  # a dead mount: the error says how to recover it
             raise UsageError(f"-C {path}: {error.strerror}") from error
 
 

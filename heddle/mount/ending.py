@@ -7,6 +7,7 @@ process is gone and the overlay free. Judging what exists is ``registry``'s; the
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -16,11 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle import faults
-from heddle.errors import Busy, HeddleError, InvalidName, NotMounted, StorageError, ThreadNotFound
+from heddle.errors import (
+    Busy,
+    HeddleError,
+    InvalidName,
+    NotMounted,
+    StaleMount,
+    StorageError,
+    ThreadNotFound,
+)
 from heddle.mount import control, mountinfo, mountpoint, registry
 from heddle.mount.process import Holder, find_holders
 from heddle.mount.registry import Session, SessionState
-from heddle.mount.runtime import RuntimeDirectory
+from heddle.mount.runtime import RuntimeDirectory, lock_within
 from heddle.mount.wire import Amount, path_of
 from heddle.repo.names import overlay_dir, valid_thread_name
 
@@ -147,7 +156,7 @@ def clear(repo: Repository | None, session: Session, runtime: RuntimeDirectory) 
     had_process = session.process is not None
     end_process(session)
     faults.reach("unmount.before-detach")
-    detached = mountpoint.detach_all(session.mountpoint)
+    detached = mountpoint.detach_all(session.mountpoint, session.source)
     faults.reach("unmount.detached")
     if session.record is not None:
         registry.forget(runtime, session.record, repo)
@@ -167,7 +176,7 @@ def select(
     path: Path | None = None,
     stale: bool = False,
 ) -> list[Session]:
-    """The sessions that an unmount means.
+    """The sessions that an unmount means, the latest mounts first: one may cover another.
 
     Args:
         runtime: the runtime directory.
@@ -186,7 +195,7 @@ def select(
             raise _nothing_there(repo, target)
     if stale:
         sessions = [session for session in sessions if session.state != "live"]
-    return sessions
+    return sessions[::-1]
 
 
 def _named(sessions: list[Session], target: str, path: Path | None) -> list[Session]:
@@ -248,7 +257,7 @@ def unmount(
         if now.state == "hung":
             now = _answering(now, kill=force or stale)
         if now.state == "live":
-            method, dirty = _unmount_live(now, force)
+            method, dirty = _unmount_live(repo, now, runtime, force)
         else:
             method = clear(repo, now, runtime)
             dirty = dirty_offline(repo, now.thread)
@@ -277,7 +286,9 @@ def _answering(session: Session, *, kill: bool) -> Session:
     )
 
 
-def _unmount_live(session: Session, force: bool) -> tuple[str, Amount | None]:
+def _unmount_live(
+    repo: Repository | None, session: Session, runtime: RuntimeDirectory, force: bool
+) -> tuple[str, Amount | None]:
     """Unmount, and wait until the session has tidied up and ended.
 
     The kernel writes what it still holds back to the session before the mount is gone.
@@ -297,10 +308,35 @@ def _unmount_live(session: Session, force: bool) -> tuple[str, Amount | None]:
             _detach(session)
             method = "detached"
         faults.reach("unmount.unmounted")
-        dirty = Amount.from_json(result().get("dirty")) if result else None
+        said = _last_words(result) if result else None
     if process is not None and not process.wait(PATIENCE_S):
         raise Busy(f"{session.mountpoint} is unmounted, but its session {process.pid} does not end")
-    return method, dirty
+    if said is not None:
+        return method, Amount.from_json(said.get("dirty"))
+    if process is None:
+        _wait_for_overlay(repo, session)
+    clear(repo, session, runtime)
+    return method, dirty_offline(repo, session.thread)
+
+
+def _last_words(result: Callable[[], control.Message]) -> control.Message | None:
+    """What the session says when it has tidied up; None when it died before that, and we have to."""
+    try:
+        return result()
+    except StaleMount:
+        return None
+
+
+def _wait_for_overlay(repo: Repository | None, session: Session) -> None:
+    """Wait for the end of a session of which we know no process: it holds its overlay's lock until then."""
+    if repo is None or session.thread is None:
+        return
+    descriptor = os.open(overlay_dir(repo, session.thread) / "lock", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not lock_within(descriptor, PATIENCE_S):
+            raise Busy(f"{session.mountpoint} is unmounted, but its session does not end")
+    finally:
+        os.close(descriptor)
 
 
 def _ending(session: Session) -> AbstractContextManager[Callable[[], control.Message]]:

@@ -397,7 +397,7 @@ def _mounted(said: control.Message) -> Mounted:
 
 
 def mounts(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[MountInfo]:
-    """Every session of a repository, or of all that this user can see, as it is now. Never blocks on a mount.
+    """Every session of a repository, or of this user, as it is now. Never blocks on a mount.
 
     Args:
         runtime: the runtime directory.

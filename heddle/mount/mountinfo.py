@@ -27,6 +27,7 @@ class KernelMount:
         fstype: file system type, ``fuse.heddle`` for ours.
         source: the file system's name, ``heddle:…`` for ours.
         read_only: whether the mount or the file system is read-only.
+        user_id: whose FUSE file system it is; None for other file systems.
     """
 
     mount_id: int
@@ -35,6 +36,7 @@ class KernelMount:
     fstype: str
     source: str
     read_only: bool
+    user_id: int | None
 
     def served(self) -> tuple[Path, str] | None:
         """Repository and thread (or state spec) that a Heddle mount shows; None for every other mount."""
@@ -176,6 +178,9 @@ def _parse(line: bytes) -> KernelMount:
         fstype=_unescape(fstype).decode("utf-8", "surrogateescape"),
         source=_unescape(source).decode("utf-8", "surrogateescape"),
         read_only=b"ro" in options.split(b",") or b"ro" in super_options.split(b","),
+        user_id=next(
+            (int(it[8:]) for it in super_options.split(b",") if it[:8] == b"user_id="), None
+        ),
     )
 
 

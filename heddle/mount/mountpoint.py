@@ -14,14 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heddle.errors import CannotCreate, MountpointUnusable, NotPermitted, Unavailable
+from heddle.errors import CannotCreate, MountpointUnusable, NotPermitted, StorageError, Unavailable
 from heddle.mount import mountinfo
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 _HELPER = "fusermount3"
 _APT_LINE = "apt-get install fuse3"
-_STACKED_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +206,28 @@ def unmount(path: Path, *, lazy: bool = False) -> Detached:
     return Detached(said, busy="busy" in said)
 
 
-def detach_all(path: Path) -> bool:
-    """Lazily unmount every Heddle mount at a path: a dead one may stand on another.
+def detach_all(path: Path, source: str) -> bool:
+    """Lazily unmount every mount of one source at a path: a dead one may stand on another.
+
+    Args:
+        path: the mountpoint.
+        source: of the mounts, as in ``mountinfo.format_source``.
 
     Returns:
         Whether any was there.
+
+    Raises:
+        StorageError: it can't be unmounted, or another mount covers it.
     """
     found = False
-    for _ in range(_STACKED_MAX):
-        if mountinfo.topmost(mountinfo.heddle_mounts(), path) is None:
-            return found
+    while any(it.mountpoint == path and it.source == source for it in mountinfo.heddle_mounts()):
         found = True
-        if unmount(path, lazy=True).reason is not None:
-            return found
+        top = mountinfo.topmost(mountinfo.read_mountinfo(), path)
+        if top is not None and top.source != source:
+            raise StorageError(f"the mount at {path} is covered by another one: {top.source}")
+        refused = unmount(path, lazy=True).reason
+        if refused is not None:
+            raise StorageError(f"{path} can't be unmounted: {refused}")
     return found
 
 

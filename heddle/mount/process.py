@@ -37,7 +37,7 @@ class ProcessIdentity:
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of a running process, or None when there is none (a zombie counts as none)."""
         fields = _stat_fields(pid)
-        if fields is None or fields[0] in _DEAD_STATES:
+        if fields is None or _is_over(fields):
             return None
         return cls(pid, int(fields[19]), boot_id())
 
@@ -136,6 +136,11 @@ def _stat_fields(pid: int) -> list[str] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return content[content.rindex(b")") + 2 :].decode("ascii").split()
+
+
+def _is_over(fields: list[str]) -> bool:
+    """Whether a process has ended. While other threads of it still do, its first is a zombie already."""
+    return fields[0] in _DEAD_STATES and int(fields[17]) <= 1
 
 
 def _holds(pid: int, inside: bytes) -> bool:

@@ -62,6 +62,11 @@ class SessionRecord:
     made_mountpoint: bool
     agent: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """What the mount table shows as the file system's name."""
+        return mountinfo.format_source(self.repository, self.spec)
+
     def to_json(self) -> dict[str, Any]:
         """The record as the JSON object of its file and of a ping's answer."""
         return {
@@ -173,6 +178,11 @@ class Session:
         return self.thread is None
 
     @property
+    def source(self) -> str:
+        """What the mount table shows as the file system's name."""
+        return mountinfo.format_source(self.repository, self.spec)
+
+    @property
     def process(self) -> ProcessIdentity | None:
         """Its process, if that still runs."""
         if self.record is None or not self.record.process.is_alive():
@@ -196,6 +206,7 @@ def register(runtime: RuntimeDirectory, record: SessionRecord) -> None:
     """
     path = runtime.record(session_id(runtime, record))
     temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.touch(0o600)
     temporary.write_text(json.dumps(record.to_json()))
     temporary.rename(path)
 
@@ -271,7 +282,7 @@ def survey(
     mountpoint: Path | None = None,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> list[Session]:
-    """Every session of a repository, or of all that this user can see, each judged now.
+    """Every session of a repository, or of this user, each judged now.
 
     All are asked at once, so that it takes no longer than one ``timeout_s`` however many hang.
 
@@ -302,7 +313,7 @@ def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Can
     }
     for mount in mountinfo.heddle_mounts():
         served = mount.served()
-        if served is None or (repo is not None and served[0] != repo.path) or not _whole(mount):
+        if served is None or not _is_wanted(mount, served[0], repo):
             continue
         key = (*served, mount.mountpoint)
         if key not in found:
@@ -311,9 +322,14 @@ def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Can
     return list(found.values())
 
 
-def _whole(mount: KernelMount) -> bool:
-    """Whether it shows the session's whole tree; a bind mount of a part is somebody else's."""
-    return mount.root == Path("/")
+def _is_wanted(mount: KernelMount, repository: Path, repo: Repository | None) -> bool:
+    """Whether it is of this repository or, without one, of this user.
+
+    A bind mount of a part of a session's tree is somebody else's doing and not counted.
+    """
+    if mount.root != Path("/"):
+        return False
+    return mount.user_id == os.getuid() if repo is None else repository == repo.path
 
 
 def _judge(it: _Candidate, answer: control.Message | None, timeout_s: float) -> Session:

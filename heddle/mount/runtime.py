@@ -119,14 +119,19 @@ class RuntimeDirectory:
             self.path / f"{session_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
-            _lock(descriptor)
+            if not lock_within(descriptor, _LOCK_TIMEOUT_S):
+                raise Busy("another heddle command is mounting or unmounting this thread")
             yield
         finally:
             os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """flock(2) with a time limit: the wait is in a thread that is let go when the time is over."""
+def lock_within(descriptor: int, timeout_s: float) -> bool:
+    """flock(2) with a time limit: the wait is in a thread that is let go when the time is over.
+
+    Returns:
+        Whether the lock is held now; it is given back when the descriptor is closed.
+    """
     import fcntl
 
     try:
@@ -134,14 +139,13 @@ def _lock(descriptor: int) -> None:
     except BlockingIOError:
         pass
     else:
-        return
+        return True
     import threading
 
     waiting = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX), daemon=True)
     waiting.start()
-    waiting.join(_LOCK_TIMEOUT_S)
-    if waiting.is_alive():
-        raise Busy("another heddle command is mounting or unmounting this thread")
+    waiting.join(timeout_s)
+    return not waiting.is_alive()
 
 
 def _check_parent(parent: Path) -> None:

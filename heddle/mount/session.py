@@ -200,9 +200,11 @@ def _log_to(path: Path, *, take_stdio: bool) -> None:
                     os.dup2(stream.fileno(), descriptor)
             return stream
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = BoundedFile(path, maxBytes=LOG_MAX_BYTES, backupCount=1)
     layout = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+    if path.stat().st_size >= LOG_MAX_BYTES:
+        handler.doRollover()
     handler.setFormatter(logging.Formatter(layout))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -351,7 +353,7 @@ class _Session:
         except BaseException as error:
             if self._token is None:
                 self._give_up()
-                raise _single(error) from None
+                raise _why_refused(_single(error), self._record) from error
             import logging
 
             logging.getLogger(__name__).exception("the mount's loop failed")
@@ -361,18 +363,20 @@ class _Session:
     async def _main(self) -> None:
         import trio
 
-        from heddle.mount import loop, mountinfo
+        from heddle.mount import loop, mountpoint
 
         request = self._request
         os.umask(0)  # of what is made through the mount the kernel has taken the caller's already
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
             with trio.CancelScope() as self._scope:
+                if request.recover:
+                    mountpoint.detach_all(self._mountpoint, self._record.source)
                 faults.reach("session.before-mount")
                 await loop.serve(
                     self._overlay.core,
                     self._mountpoint,
-                    source=mountinfo.format_source(self._repo.path, request.spec),
+                    source=self._record.source,
                     allow_other=request.allow_other,
                     read_only=request.thread is None,
                     ready=lambda: self._mounted(nursery),
@@ -449,6 +453,7 @@ class _Session:
         """Tidy up behind an unmount; behind a lost mount leave all as it is, so that it is seen to be stale."""
         from heddle.mount import mountinfo, mountpoint, registry
 
+        self._overlay.leave_loop()
         self._capturing.acquire(
             timeout=_GOODBYE_S
         )  # a capture under way reads what is closed below
@@ -555,7 +560,7 @@ class _Session:
         import pyfuse3
 
         with self._capturing, self._busy_with("rebase"):
-            stale = self._in_loop(self._overlay.rebase)
+            stale = self._overlay.rebase()
         for directory, name, _node in stale:
             try:
                 pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), name)
@@ -600,6 +605,18 @@ def _single(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _why_refused(error: BaseException, record: SessionRecord) -> BaseException:
+    """What libfuse said of a mount that it could not make; it writes that to stderr, which is the log."""
+    if not isinstance(error, RuntimeError):
+        return error
+    from heddle.errors import CannotCreate
+
+    lines = record.log.read_text(errors="replace").splitlines()
+    said = [line for line in lines if line.startswith(("fuse", "mount"))]
+    reason = said[-1].rpartition(": ")[2] if said else str(error)
+    return CannotCreate(f"cannot mount at {record.mountpoint}: {reason}")
 
 
 def _text(object_id: bytes | None) -> str | None:
