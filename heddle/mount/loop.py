@@ -142,4 +142,6 @@ async def serve(
         ready()
         await pyfuse3.main()
     finally:
-        pyfuse3.close(unmount=True)
+        # Not unmounted here: that would pull a mount whose loop failed away from its users, to whom an
+        # empty directory would look like everything deleted. Left mounted it answers ENOTCONN.
+        pyfuse3.close(unmount=False)

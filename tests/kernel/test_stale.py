@@ -20,7 +20,7 @@ from world import sessions_of, wait_until
 import heddle
 from heddle import api
 from heddle.errors import Busy
-from heddle.mount import ending, mountinfo, mountpoint
+from heddle.mount import control, ending, mountinfo, mountpoint
 from heddle.mount.process import ProcessIdentity
 
 
@@ -222,6 +222,24 @@ def test_a_dead_reader_is_told_what_to_do(cli: Any, dead: Any) -> None:
     stale = cli("status", "--json").json["mounts_stale"]
 
     assert [("agent-1", str(dead.mountpoint))] == [(it["thread"], it["mountpoint"]) for it in stale]
+
+
+def test_a_loop_that_ends_leaves_no_empty_directory(
+    repo: api.Repository, mounted: Any, tmp_path: Path
+) -> None:
+    """A session whose loop ends while it is mounted leaves a dead mount, not a directory that looks emptied."""
+    done = mounted("agent-1")
+    (done.mountpoint / "f").write_text("x")
+    [socket] = repo.runtime.path.glob("*.sock")
+    control.call(socket, "stop")
+    wait_until(lambda: sessions_of(tmp_path) == [], "the session to end")
+
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(done.mountpoint)
+    assert states(repo) == {"agent-1": "stale"}
+    again = mounted("agent-1")
+    assert again.recovered is not None
+    assert again.recovered.files == 1
 
 
 # pids, boots, registries
