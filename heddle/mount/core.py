@@ -1453,6 +1453,14 @@ class ContentAddressedMount(PlatformShell):
                 if isinstance(child, DirNode):
                     pending.append((child, subtree(below, name)))
 
+    def live_file(self, directory: DirNode, name: bytes, status: os.stat_result) -> FileNode | None:
+        """The live node of a real file, under whichever of its names it was looked up."""
+        live = directory.children.get(name)
+        if live is None and status.st_nlink > 1:
+            marks = up.read_marks(up.entry_path(self.fd(directory), name))
+            live = self.nodes.get(status.st_ino if marks is None or not marks.ino else marks.ino)
+        return live if isinstance(live, FileNode) and live.is_file(status.st_ino) else None
+
     def inherit(self, directory: DirNode, tree: ObjectID) -> None:
         """Let an upper directory take its lower from its place again, where it is ``tree``."""
         directory.explicit = False
@@ -1501,13 +1509,12 @@ class ContentAddressedMount(PlatformShell):
         self, directory: DirNode, name: bytes, status: os.stat_result, blob: ObjectID
     ) -> None:
         """Note on a real file that its bytes are a blob, keeping the times that it shows."""
-        live = directory.children.get(name)
-        where: bytes | int = up.entry_path(self.fd(directory), name)
-        if isinstance(live, FileNode):
-            marks = live.marks or Marks()
-            live.marks = marks
-        else:
+        where = up.entry_path(self.fd(directory), name)
+        live = self.live_file(directory, name, status)
+        if live is None:
             marks = up.read_marks(where) or Marks()
+        else:
+            marks = live.marks = live.marks or Marks()
         if marks.blob is not None or marks.stored == blob:
             return
         marks.stored = blob

@@ -425,14 +425,14 @@ class Overlay:
         core = self.core
         if not directory.upper:
             return
-        names = core.names(directory)
-        below = core.lower.entries(base)
-        for name in [name for name, whiteout in names.items() if whiteout and name not in below]:
-            if not directory.explicit:
-                os.unlink(name, dir_fd=core.fd(directory))
-                del names[name]
         if directory.explicit and base is not None:
             core.inherit(directory, base)
+        names = core.names(directory)
+        below = core.lower.entries(base)
+        if not directory.explicit:  # else they may hide what its own lower has
+            for name in [name for name in names if names[name] and name not in below]:
+                os.unlink(name, dir_fd=core.fd(directory))
+                del names[name]
         for name in [name for name, whiteout in names.items() if not whiteout]:
             child = core.child(directory, name)
             if isinstance(child, DirNode):
