@@ -20,6 +20,7 @@ from heddle.errors import (
     CannotCreate,
     HeddleError,
     NotPermitted,
+    ObjectMissing,
     StaleMount,
     StorageError,
     UsageError,
@@ -130,6 +131,9 @@ def as_heddle_error(error: Exception) -> HeddleError:
         return _usage_error(error)
     if isinstance(error, OSError):
         return _system_error(error)
+    if isinstance(error, KeyError) and _is_object_id(error.args):
+        name = error.args[0].decode()
+        return ObjectMissing(f"object {name} is in no pack", hint="heddle fsck --full")
     sqlite3 = sys.modules.get("sqlite3")
     if sqlite3 is not None and isinstance(error, sqlite3.Error):
         return _database_error(error)
@@ -137,6 +141,12 @@ def as_heddle_error(error: Exception) -> HeddleError:
         f"internal error: {type(error).__name__}: {error}",
         hint="run it again with -v for the traceback, and report it",
     )
+
+
+def _is_object_id(args: Sequence[object]) -> bool:
+    """Whether a KeyError names an object, which is how dulwich's object stores say that they lack one."""
+    id = args[0] if args else None
+    return isinstance(id, bytes) and len(id) in (40, 64) and not id.strip(b"0123456789abcdef")
 
 
 def _usage_error(error: Exception) -> UsageError:

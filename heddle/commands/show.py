@@ -37,8 +37,8 @@ def show(
 
 def _show_state(repo: Repository, spec: str) -> None:
     state = repo.state(spec)
-    parent = state.parents[0].decode() if state.parents else None
-    files = repo.diff_states(parent, state.id.decode())
+    parent = views.first_parent(repo, state)
+    files = repo.diff_states(views.hex_id(parent), state.id.decode())
     if settings.json:
         record = views.state_record(state)
         output.emit(record | {"files": [views.file_record(file) for file in files]})

@@ -150,7 +150,7 @@ def _record(repo: Repository, thread: Thread, mounts: dict[str, MountInfo]) -> d
         "name": thread.name,
         "state": views.hex_id(thread.state),
         "change_id": state.change_id if state else None,
-        "message": state.message if state else None,
+        "message": views.message(state) if state else None,
         "agent": views.agent_record(state.agent) if state else None,
         "updated_at": views.iso_time(thread.updated_ns // 10**9),
         "mountpoint": str(mount.mountpoint) if mount else None,

@@ -14,6 +14,8 @@ from heddle.commands import output
 from heddle.commands.output import printable, style
 
 if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
     from heddle.api import Repository
     from heddle.attribution import Agent, Principal
     from heddle.objects.state import State
@@ -65,11 +67,16 @@ def state_record(state: State) -> dict[str, object]:
         "parents": [hex_id(parent) for parent in state.parents],
         "tree": hex_id(state.tree),
         "thread": state.thread,
-        "message": state.message,
+        "message": message(state),
         "principal": principal_record(state.principal),
         "agent": agent_record(state.agent),
         "time": iso_time(state.time_s, state.timezone_s),
     }
+
+
+def message(state: State) -> str:
+    """Return a state's message as it was given: a commit's ends with a newline that nobody typed."""
+    return state.message.rstrip("\n")
 
 
 def count_record(changes: Iterable[Change]) -> dict[str, int]:
@@ -84,11 +91,17 @@ def count_record(changes: Iterable[Change]) -> dict[str, int]:
     return counts
 
 
+def first_parent(repo: Repository, state: State) -> ObjectID | None:
+    """Return the state that another is compared with; None at a root, or where a shallow clone ends."""
+    return None if not state.parents or state.id in repo.shallow else state.parents[0]
+
+
 def changes_of(repo: Repository, state: State) -> list[Change]:
     """Return what a state changed against its first parent, renames as a deletion and an addition."""
     from heddle.repo.changes import tree_changes
 
-    before = repo.state(state.parents[0]).tree if state.parents else None
+    parent = first_parent(repo, state)
+    before = None if parent is None else repo.state(parent).tree
     return tree_changes(repo.store, before, state.tree, renames=False)
 
 

@@ -76,14 +76,16 @@ def test_reading_a_damaged_object_is_74(heddle: Heddle, captured: Path) -> None:
 
 
 def test_a_database_that_is_none(heddle: Heddle, captured: Path) -> None:
-    """A damaged database is 74 for every command, not a traceback."""
+    """A damaged database is 74 for every command, and a problem to fsck."""
     database = captured / ".heddle" / "heddle.db"
     for extra in ("heddle.db-wal", "heddle.db-shm"):
         (captured / ".heddle" / extra).unlink(missing_ok=True)
     database.write_bytes(b"not a database, and long enough to look at" * 100)
 
-    for words in (["status"], ["log"], ["fsck"], ["thread", "list"]):
+    for words in (["status"], ["log"], ["thread", "list"], ["capture", "-m", "x"]):
         assert heddle(*words, "--json", code=74).error["exit_code"] == 74
+    problem = heddle("fsck", "--json", code=1).json["problems"][0]
+    assert problem["kind"] == "database"
 
 
 def test_a_database_of_a_newer_heddle(heddle: Heddle, captured: Path) -> None:

@@ -233,3 +233,17 @@ def test_json_fields_are_documented(heddle: Any, captured: Path, words: list[str
     (captured / "new").write_text("unsaved\n")
 
     assert fields_of(heddle(*words, "--json", code=None).json) <= _fields(f"heddle-{words[0]}.1")
+
+
+def test_json_fields_of_mounts_are_documented(heddle: Any, captured: Path, tmp_path: Path) -> None:
+    """The same for mount, mounts and unmount, on a real mount."""
+    place = str(tmp_path / "mountpoint")
+    mounted = heddle("mount", "agent-1", place, "--create", "--json").json
+    Path(place, "new").write_text("unsaved")
+    listed = heddle("mounts", "--json").json
+    ended = heddle("unmount", "agent-1", "--json").json
+
+    assert fields_of(mounted) <= _fields("heddle-mount.1")
+    assert fields_of(listed) <= _fields("heddle-mounts.1")
+    assert fields_of(ended) <= _fields("heddle-unmount.1")
+    assert len(listed["mounts"]) == len(ended["unmounted"]) == 1

@@ -383,6 +383,18 @@ def test_a_database_error_is_mapped(sqlite_code: int, code: int) -> None:
     assert "what sqlite said" in problem.message
 
 
+def test_a_missing_object_is_74(heddle: Heddle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyError that names an object is not a bug: the object is missing, and fsck says more."""
+
+    def fail() -> None:
+        raise KeyError(b"4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+
+    monkeypatch.setattr("heddle.commands.version.report", fail)
+    found = heddle("version", "--json", code=74).error
+
+    assert (found["kind"], found["hint"]) == ("object_missing", "heddle fsck --full")
+
+
 def test_an_unexpected_exception_is_one_line(
     heddle: Heddle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
