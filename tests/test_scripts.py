@@ -180,7 +180,9 @@ def test_a_workload_leaves_the_tree_as_it_was(
 
 def test_the_table_and_the_json_tell_the_same(tmp_path: Path) -> None:
     """Every row is in both, with its ratio, and the table counts the aims that were met."""
-    bench = Bench(tmp_path, quick=True)
+    work = tmp_path / "bench"
+    work.mkdir()
+    bench = Bench(work, quick=True)
     samples = {"heddle": [1.0], "git": [4.0]}
     bench.add(timed_row("tree", "capture", samples, reaches={"git": 0.4}))
     bench.add(timed_row("tree", "status", samples, reaches={"git": 0.2}))
