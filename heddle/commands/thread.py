@@ -172,9 +172,9 @@ def _state(repo: Repository, thread: Thread) -> State | None:
 
 def _line(repo: Repository, thread: Thread, mounts: dict[str, MountInfo], width: int = 0) -> str:
     state, mount = _state(repo, thread), mounts.get(thread.name)
-    is_head = thread.name == repo.head
-    name = output.style(printable(thread.name).ljust(width), "green" if is_head else "bold")
-    line = f"{'*' if is_head else ' '} {name} "
+    is_here = thread.name == repo.current_thread
+    name = output.style(printable(thread.name).ljust(width), "green" if is_here else "bold")
+    line = f"{'*' if is_here else ' '} {name} "
     line += views.state_line(state) if state else "(no state yet)"
     if mount is not None:
         changes = ", unsaved changes" if _is_dirty(mount) else ""

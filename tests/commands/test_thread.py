@@ -74,6 +74,20 @@ def test_list_as_text_marks_head(heddle: Heddle, captured: Path) -> None:
     assert second.startswith("  t ")
 
 
+def test_the_star_is_where_you_stand(heddle: Heddle, captured: Path, tmp_path: Path) -> None:
+    """In a mount the star is at the mounted thread; HEAD's thread and the mountpoint are told in JSON."""
+    place = str(tmp_path / "place")
+    heddle("mount", "agent-1", place, "--create")
+    Path(place, "new").write_text("unsaved")
+    agent, main = heddle("-C", place, "thread", "list").lines
+    record = heddle("thread", "list", "--json").json["threads"][0]
+    heddle("unmount", "agent-1")
+
+    assert agent.startswith("* agent-1 ") and agent.endswith(f" {place}, unsaved changes")
+    assert main.startswith("  main ")
+    assert (record["is_head"], record["mountpoint"], record["dirty"]) == (False, place, True)
+
+
 def test_a_thread_without_a_state(heddle: Heddle, work: Path) -> None:
     """In a new repository a thread has no state, in JSON null."""
     assert heddle("thread", "list").text == "* main (no state yet)\n"
