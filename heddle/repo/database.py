@@ -7,7 +7,7 @@ locked and protected is ``connection.py``'s; what a thread or an overlay means t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,14 +26,27 @@ from heddle.repo.connection import Connection
 from heddle.repo.schema import (
     FORMAT,
     SCHEMA,
+    Branch,
     CachedDirectory,
+    GitSeen,
     Marker,
     MountRecord,
+    Move,
     Operation,
     Thread,
 )
 
-__all__ = ["CachedDirectory", "Database", "Marker", "MountRecord", "Operation", "Thread"]
+__all__ = [
+    "Branch",
+    "CachedDirectory",
+    "Database",
+    "GitSeen",
+    "Marker",
+    "MountRecord",
+    "Move",
+    "Operation",
+    "Thread",
+]
 
 if TYPE_CHECKING:
     import sqlite3
@@ -372,6 +385,79 @@ class Database:
         with self._connection.transaction() as sql:
             sql.execute(f"DELETE FROM mounts WHERE {where}", (mountpoint, pid, pid))
 
+    # git
+
+    def move_names(
+        self,
+        moves: Iterable[Move],
+        *,
+        kind: str,
+        who: str | None = None,
+        message: str = "",
+        head: str | None = None,
+        worktree: tuple[ObjectID | None] | None = None,
+        refs: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """Move many names at once, or none: the commit point of following, importing and fetching from git.
+
+        Args:
+            moves: what goes where; a name that is missing is made.
+            head: put HEAD on this thread.
+            worktree: (state,): the working directory is at this state now.
+            refs: rows of ``refs`` to write; None: to delete.
+
+        Raises:
+            ThreadMoved: a thread is not where it has to be; nothing was changed.
+            MarkerExists: a marker is there already; nothing was changed.
+        """
+        with self._connection.transaction() as sql:
+            log = _Log(sql, kind, who, message)
+            for move in moves:
+                (_move_thread if move.subject == "thread" else _make_marker)(log, move)
+            if head is not None and head != _head(sql):
+                _existing_thread(sql, head)
+                log.add("head", "HEAD", _head(sql), head)
+                sql.execute("UPDATE head SET thread = ?", (head,))
+            if worktree is not None:
+                sql.execute("UPDATE worktree SET base = ?", (_text(worktree[0]),))
+            for name, target in (refs or {}).items():
+                sql.execute("DELETE FROM refs WHERE name = ?", (name,))
+                if target is not None:
+                    sql.execute("INSERT INTO refs VALUES (?, ?)", (name, target))
+
+    def refs(self) -> dict[bytes, bytes]:
+        """Refs of git that are neither threads nor markers, by full name."""
+        return dict(self._connection.query("SELECT name, target FROM refs ORDER BY name"))
+
+    def branches(self) -> dict[str, Branch]:
+        """The threads that are branches in git, and where both were when they were last in step."""
+        rows = self._connection.query("SELECT name, state, dropped FROM branches")
+        return {name: Branch(_id(state), bool(dropped)) for name, state, dropped in rows}
+
+    def git_seen(self) -> GitSeen | None:
+        """What ``put_git_seen`` recorded, or None when branches and threads were never compared."""
+        rows = self._connection.query("SELECT signature, git_head, head FROM git")
+        return GitSeen(*rows[0]) if rows else None
+
+    def is_in_step(self) -> bool:
+        """Whether no thread that is a branch in git, and not HEAD, has moved since they were last compared."""
+        return not self._connection.query(_OUT_OF_STEP)
+
+    def put_git_seen(self, seen: GitSeen, branches: Mapping[str, Branch | None]) -> None:
+        """Record that branches and threads were compared.
+
+        Args:
+            seen: what git was like before the comparison.
+            branches: rows of ``branches`` to write; None: to delete.
+        """
+        with self._connection.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO git VALUES (1, ?, ?, ?)", seen)
+            for name, branch in branches.items():
+                sql.execute("DELETE FROM branches WHERE name = ?", (name,))
+                if branch is not None:
+                    row = (name, _text(branch.state), int(branch.dropped))
+                    sql.execute("INSERT INTO branches VALUES (?, ?, ?)", row)
+
     # looking back
 
     def operations(self, *, limit: int | None = None, name: str | None = None) -> list[Operation]:
@@ -441,6 +527,12 @@ UNION ALL SELECT 'operation ' || id, old FROM operations WHERE subject <> 'head'
 UNION ALL SELECT 'operation ' || id, new FROM operations WHERE subject <> 'head' AND new IS NOT NULL
 """
 
+_OUT_OF_STEP = """
+SELECT 1 FROM branches LEFT JOIN threads USING (name)
+WHERE dropped <> (threads.name IS NULL) OR (NOT dropped AND branches.state IS NOT threads.state)
+UNION ALL SELECT 1 FROM git, head WHERE git.head <> head.thread LIMIT 1
+"""
+
 
 class _Log:
     """The operation rows of one transaction: they share a kind, a maker and a time."""
@@ -464,6 +556,31 @@ def _insert_thread(log: _Log, name: str, state: ObjectID | None) -> None:
     values = (name, _text(state), log.time_ns, log.time_ns)
     log.sql.execute("INSERT INTO threads VALUES (?, ?, ?, ?)", values)
     log.add("thread", name, None, _text(state))
+
+
+def _move_thread(log: _Log, move: Move) -> None:
+    row = _thread_row(log.sql, move.name)
+    found = row[0] if row else None
+    if found != _text(move.old):
+        raise ThreadMoved(
+            f"thread '{move.name}' moved from {_short(_text(move.old))} to {_short(found)} meanwhile",
+            hint="nothing was changed; run it again",
+        )
+    if row is None:
+        _insert_thread(log, move.name, move.new)
+        return
+    values = (_text(move.new), log.time_ns, move.name)
+    log.sql.execute("UPDATE threads SET state = ?, updated_ns = ? WHERE name = ?", values)
+    log.add("thread", move.name, found, _text(move.new))
+
+
+def _make_marker(log: _Log, move: Move) -> None:
+    if log.sql.execute("SELECT 1 FROM markers WHERE name = ?", (move.name,)).fetchone():
+        raise MarkerExists(f"marker '{move.name}' exists", hint=f"heddle marker show {move.name}")
+    log.sql.execute(
+        "INSERT INTO markers VALUES (?, ?, ?, '')", (move.name, _text(move.new), log.time_ns)
+    )
+    log.add("marker", move.name, None, _text(move.new))
 
 
 def _thread_row(sql: sqlite3.Connection, name: str) -> tuple[str | None] | None:

@@ -75,6 +75,20 @@ FORMAT = 1
 #   path          of the directory, relative to the working directory; empty for that itself
 #   tree          hex id of the tree that the row remembers
 #   entries       that tree's entries and what stat(2) said of each file; the layout is statcache.py's
+#
+# branches        threads that are branches of the git repository that this one lies on
+#   name          of both; the thread may be gone
+#   state         where both were when they were last in step; NULL: neither had a commit
+#   dropped       1: the thread was deleted or renamed here, and the branch is left alone until it moves; else 0
+#
+# git             at most one row: git as it was when branches and threads were last compared
+#   signature     HEAD, the loose branches and what stat(2) said of packed-refs (git/refs.py)
+#   git_head      what git's HEAD was on: a full ref name, or a commit id where it was detached
+#   head          the thread that HEAD was on
+#
+# refs            refs that came from git repositories and that no thread or marker can stand for
+#   name          full name, as 'refs/remotes/origin/main'; byte for byte
+#   target        hex id, or 'ref: ' and a full name; of a marker with an annotated tag, the tag's id
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), thread TEXT NOT NULL);
@@ -103,6 +117,12 @@ CREATE TABLE mounts (
 ) WITHOUT ROWID;
 CREATE TABLE worktree (id INTEGER PRIMARY KEY CHECK (id = 1), base TEXT);
 CREATE TABLE worktree_cache (path BLOB PRIMARY KEY, tree BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE branches (name TEXT PRIMARY KEY, state TEXT, dropped INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE git (
+    id INTEGER PRIMARY KEY CHECK (id = 1), signature BLOB NOT NULL, git_head TEXT NOT NULL,
+    head TEXT NOT NULL
+);
+CREATE TABLE refs (name BLOB PRIMARY KEY, target BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -158,6 +178,38 @@ class MountRecord:
     log: bytes
     agent: Mapping[str, str] = field(default_factory=dict)
     made_mountpoint: bool = False
+
+
+class Branch(NamedTuple):
+    """A thread that is a branch in git; see the schema."""
+
+    state: ObjectID | None
+    dropped: bool = False
+
+
+class GitSeen(NamedTuple):
+    """Git as it was when branches and threads were last compared; see the schema."""
+
+    signature: bytes
+    git_head: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A thread or a marker that goes from one state to another.
+
+    Attributes:
+        subject: ``thread`` or ``marker``.
+        name: its name.
+        old: where it has to be; None: without a state, or missing, in which case it is made.
+        new: where it goes.
+    """
+
+    subject: str
+    name: str
+    old: ObjectID | None
+    new: ObjectID | None
 
 
 class CachedDirectory(NamedTuple):
