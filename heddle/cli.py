@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from heddle.commands import failures
 
     if argv is None:
+        _fill_closed_streams()
         _expect_a_short_life()
     args = list(sys.argv[1:] if argv is None else argv)
     run = _version if args == ["--version"] else _program
@@ -52,6 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.chdir(started_in)
         if argv is None:
             gc.freeze()  # the interpreter's last collections need not look at what ends with it
+
+
+def _fill_closed_streams() -> None:
+    """Give a closed standard stream a place to write to nobody.
+
+    Else the next file to be opened, such as the database, would be standard output to somebody.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while (fd := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, os.fdopen(fd, "r" if number == 0 else "w", encoding="utf-8"))
 
 
 def _expect_a_short_life() -> None:

@@ -454,6 +454,18 @@ def test_output_that_can_not_be_written_is_74(args: list[str]) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_harm_nothing(captured: Path, heddle: Heddle, closed: str) -> None:
+    """A command works with any standard stream closed, and no file of ours takes its place."""
+    (captured / "a.txt").write_text("changed\n")
+    line = f'"$0" -m heddle capture -m x {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable], check=False)
+
+    assert done.returncode == 0
+    assert heddle("fsck", "--full").code == 0
+    assert heddle("log", "--json").json["states"][0]["message"] == "x"
+
+
 def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
     """In a deleted directory a command says so."""
     gone = tmp_path / "gone"
