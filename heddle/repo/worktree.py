@@ -181,7 +181,8 @@ class Scan:
                 continue
         if len(present) < len(files) + len(others):
             for name in (files.keys() | others.keys()).difference(present):
-                self._lost(prefix + name, known.entries()[name])
+                if not always_ignored(name):
+                    self._lost(prefix + name, known.entries()[name])
         return nothing
 
     def _new_directory(self, path: bytes, listing: Iterator[os.DirEntry[bytes]]) -> bool:
@@ -201,6 +202,8 @@ class Scan:
         self, path: bytes, old: Entry, entry: os.DirEntry[bytes], status: os.stat_result
     ) -> None:
         """A file or link of the tree, whose stat is not the one remembered."""
+        if always_ignored(entry.name):
+            return
         if stat.S_ISDIR(status.st_mode) and self._is_wanted(path):
             self._lost(path, old, wanted=True)
             self._new(path, entry)
@@ -213,7 +216,7 @@ class Scan:
 
     def _other(self, path: bytes, old: Entry, entry: os.DirEntry[bytes]) -> None:
         """A directory of the tree, or a link to another repository, which is left as it is."""
-        if not self._is_wanted(path):
+        if always_ignored(entry.name) or not self._is_wanted(path):
             return
         if not entry.is_dir(follow_symlinks=False):
             self._lost(path, old)
