@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heddle.errors import DataError, HeddleError, NotARepository, NothingToCapture, NotMounted
 from heddle.mount import ending, lifecycle, mountinfo, unsaved
@@ -110,6 +110,15 @@ class Unmounting:
             raise self.failed[0].error
 
 
+class _Here(NamedTuple):
+    """What is unsaved in one place, and a reader of its unsaved bytes."""
+
+    base: ObjectID | None
+    changes: Sequence[Change]
+    ignored_count: int
+    read_new: Callable[[bytes], bytes]
+
+
 class Repository(repository.Repository):
     """A repository as seen from one place: its plain working directory, or a mount of one of its threads.
 
@@ -117,12 +126,14 @@ class Repository(repository.Repository):
 
     Attributes:
         mountpoint: the mount that it was opened in, or None.
+        shown: the spec of the state that a read-only mount shows, when it was opened in one.
         environment: where the user's settings and the attribution of captures come from.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.mountpoint: Path | None = None
+        self.shown: str | None = None
 
     @property
     def runtime(self) -> RuntimeDirectory:
@@ -169,26 +180,17 @@ class Repository(repository.Repository):
             Busy: the mount we are in hangs.
         """
         stale = [one for one in lifecycle.mounts(self.runtime, self) if one.state != "live"]
-        if self.mountpoint is None:
-            state, changes, ignored = self._worktree_status()
-        else:
-            with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
-                state, (changes, ignored) = mine.base, mine.status()
+        with self._here() as (state, changes, ignored, _read):
+            pass
         return Status(
             repository=self.path,
-            thread=self.current_thread,
+            thread=self.current_thread if self.shown is None else self.shown,
             state=state,
             mountpoint=self.mountpoint,
             changes=changes,
             ignored_count=ignored,
             mounts_stale=stale,
         )
-
-    def _worktree_status(self) -> tuple[ObjectID | None, list[Change], int]:
-        from heddle.repo import worktree
-
-        found = worktree.status(self)
-        return self.worktree_base(), list(found.changes), found.ignored_count
 
     def capture(
         self,
@@ -219,12 +221,20 @@ class Repository(repository.Repository):
             ThreadNotFound, NotMounted, Busy, StorageError: as they say.
         """
         if thread is None and self.mountpoint is not None:
-            thread = self.current_thread
+            thread = self._writable_thread()
         if thread is not None:
             self.threads.get(thread)
             if not self._is_working_directory(thread):
                 return self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
         return self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
+
+    def _writable_thread(self) -> str:
+        if self.shown is not None:
+            raise DataError(
+                f"{self.mountpoint} is a read-only mount of {self.shown}: there is nothing to capture",
+                hint="heddle capture --thread THREAD",
+            )
+        return self.current_thread
 
     def _is_working_directory(self, thread: str) -> bool:
         """Whether what is unsaved of a thread can only be in the plain working directory."""
@@ -340,8 +350,8 @@ class Repository(repository.Repository):
         from heddle.repo.changes import normalised, tree_changes, within
         from heddle.repo.diff import diff_changes
 
-        with self._here() as (base, changes, read_new):
-            changes = list(_without_renames(changes))
+        with self._here() as (base, unsaved_changes, _ignored, read_new):
+            changes = list(_without_renames(unsaved_changes))
             if start is not None and start != base:
                 trees = [None if it is None else self.state(it).tree for it in (start, base)]
                 changes = _composed(tree_changes(self.store, *trees, renames=False), changes)
@@ -355,16 +365,28 @@ class Repository(repository.Repository):
             yield from diff_changes(wanted, self._read_old, read, object_format=self.object_format)
 
     @contextmanager
-    def _here(
-        self,
-    ) -> Iterator[tuple[ObjectID | None, list[Change], Callable[[bytes], bytes]]]:
-        """The base, what is unsaved against it, and a reader of unsaved bytes, of the place we are in."""
+    def _here(self) -> Iterator[_Here]:
+        """What is unsaved in the place that we are in."""
         if self.mountpoint is None:
-            base, changes, _ignored = self._worktree_status()
-            yield base, changes, lambda path: _read_file(self.path, path)
-            return
-        with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
-            yield mine.base, mine.status()[0], mine.read_new
+            from heddle.repo import worktree
+
+            found = worktree.status(self)
+            base = self.worktree_base()
+            yield _Here(base, found.changes, found.ignored_count, self._read_file)
+        elif self.shown is not None:
+            shown = unsaved.shown_state(self.mountpoint, self.runtime)
+            yield _Here(shown, (), 0, self._read_file)
+        else:
+            with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
+                changes, ignored = mine.status()
+                yield _Here(mine.base, changes, ignored, mine.read_new)
+
+    def _read_file(self, path: bytes) -> bytes:
+        where = os.path.join(os.fsencode(self.path), path)
+        try:
+            return os.readlink(where)
+        except OSError:
+            return Path(os.fsdecode(where)).read_bytes()
 
     def _read_old(self, change: Change) -> bytes:
         assert change.old_id is not None
@@ -514,6 +536,8 @@ def _open_mounted(location: mountinfo.Location) -> Repository:
             hint=f"heddle unmount {location.mountpoint}",
         ) from error
     repo.mountpoint = location.mountpoint
+    if location.read_only:
+        repo.shown = location.thread
     if not location.read_only or location.thread in repo.threads:
         repo.current_thread = location.thread
     return repo
@@ -688,14 +712,6 @@ def _repository_of(
 
 
 # comparing
-
-
-def _read_file(root: Path, path: bytes) -> bytes:
-    where = os.path.join(os.fsencode(root), path)
-    try:
-        return os.readlink(where)
-    except OSError:
-        return Path(os.fsdecode(where)).read_bytes()
 
 
 def _without_renames(changes: Iterable[Change]) -> Iterator[Change]:

@@ -253,6 +253,8 @@ class ContentAddressedMount(PlatformShell):
         node = FileNode(ino, parent, name, status.st_mode)
         node.upper = True
         node.real_ino = status.st_ino
+        if status.st_nlink > 1:
+            node.links = []
         self._take_marks(node, marks)
         return self._add(node, parent, name)
 
@@ -1009,13 +1011,14 @@ class ContentAddressedMount(PlatformShell):
             node.parent = None
             if links:
                 node.parent, node.name = links.pop(0)
-        node.links = links or None
-        if status is None or status.st_nlink <= 1:
+        left = 0 if status is None else status.st_nlink - 1
+        node.links = links if left > 1 else None
+        if left <= 0:
             node.orphan = True
         self._attributes_change(node)
         if node.parent is None and node.fd < 0 and status is not None:
             last = _attrs_from(node.ino, status)
-            node.last = last._replace(nlink=status.st_nlink - 1, ctime_ns=time.time_ns())
+            node.last = last._replace(nlink=left, ctime_ns=time.time_ns())
         self.drop_if_unused(node)
         self.drop_if_unused(directory)
 
@@ -1470,23 +1473,22 @@ class ContentAddressedMount(PlatformShell):
         self._mark_directory(directory)
 
     def drop_retained(self, directory: DirNode, name: bytes) -> None:
-        """Remove the real entry of a captured name, so that the lower's shows again."""
-        names = self.names(directory)
-        if name not in names:
-            return
+        """Remove the real entry of a captured name, and its live node, so that the lower's shows again."""
+        names = self.names(directory) if directory.upper else {}
         node = directory.children.get(name)
-        fd = self.fd(directory)
-        with _same_times(fd):
-            if isinstance(node, DirNode) or self._is_real_dir(fd, name):
-                try:
-                    os.rmdir(name, dir_fd=fd)
-                except OSError as error:
-                    if error.errno != errno.ENOTEMPTY:
-                        raise
-                    return  # ignored files live there
-            else:
-                os.unlink(name, dir_fd=fd)
-        del names[name]
+        if name in names:
+            fd = self.fd(directory)
+            with _same_times(fd):
+                if isinstance(node, DirNode) or self._is_real_dir(fd, name):
+                    try:
+                        os.rmdir(name, dir_fd=fd)
+                    except OSError as error:
+                        if error.errno != errno.ENOTEMPTY:
+                            raise
+                        return  # ignored files live there
+                else:
+                    os.unlink(name, dir_fd=fd)
+            del names[name]
         if node is not None:
             self._detach(node)
 

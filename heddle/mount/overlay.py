@@ -408,12 +408,12 @@ class Overlay:
         tree = None if state is None else self.repo.state(state).tree
         moved = tree_changes(self.repo.store, self._base_tree, tree, renames=False)
         touched = {change.path for change in moved}
+        stale = self._stale_names(touched)
         self._inherit(self.core.root, self._base_tree)
         for path in touched:
             self._drop_retained(path)
         faults.reach("overlay.before-rebase")
         self.repo.set_overlay_base(self.thread, state)
-        stale = self._stale_names(touched)
         self.base, self._base_tree = state, tree
         self.core.follow_base(tree)
         self.core.epoch += 1
@@ -443,7 +443,7 @@ class Overlay:
         core = self.core
         parent, _, name = path.rpartition(b"/")
         directory = find(core, parent)
-        if isinstance(directory, DirNode) and directory.upper:
+        if isinstance(directory, DirNode):
             core.drop_retained(directory, name)
 
     def _stale_names(self, paths: set[bytes]) -> list[tuple[int, bytes, int]]:

@@ -557,16 +557,27 @@ class _Session:
 
     def _rebase(self, _request: Message, _emit: Emit) -> Message:
         """Follow the thread, and have the kernel forget what it knows of the names that changed."""
-        import pyfuse3
-
         with self._capturing, self._busy_with("rebase"):
             stale = self._overlay.rebase()
-        for directory, name, _node in stale:
-            try:
-                pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), name)
-            except OSError:
-                continue  # the kernel did not know it
+        for directory, name, node in stale:
+            self._make_kernel_forget(directory, name, node)
         return {"state": _text(self._overlay.base)}
+
+    def _make_kernel_forget(self, directory: int, name: bytes, node: int) -> None:
+        """A file has to be said to be deleted: with the write-back cache its size is the kernel's own until then.
+
+        A directory that is still one only loses the name; its inode is somebody's working directory perhaps.
+        """
+        import pyfuse3
+
+        from heddle.mount.nodes import DirNode
+
+        is_directory = isinstance(self._overlay.core.nodes.get(node), DirNode)
+        deleted = pyfuse3.InodeT(0 if is_directory else node)
+        try:
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), name, deleted)
+        except OSError:
+            pass  # the kernel did not know it
 
     def _stop(self, _request: Message, _emit: Emit) -> Message:
         """End without a mount in the name space: what others still hold open gets ENOTCONN."""

@@ -103,8 +103,25 @@ def follow(repo: Repository, thread: str, runtime: RuntimeDirectory) -> bool:
     session = _serving(repo, thread, runtime)
     if session is None or session.record is None:
         return False
+    _Live(repo, session).flush()  # what only the kernel has so far counts as unsaved
     control.call(session.record.socket, "rebase")
     return True
+
+
+def shown_state(mountpoint: Path, runtime: RuntimeDirectory) -> ObjectID | None:
+    """The state that a read-only mount shows, which its spec may mean no longer.
+
+    Raises:
+        NotMounted: no session serves it.
+    """
+    for session in registry.survey(runtime, mountpoint=mountpoint):
+        if session.state == "live" and session.record is not None:
+            said = control.call(session.record.socket, "status")
+            state: ObjectID | None = said["state"] and said["state"].encode("ascii")
+            return state
+    raise NotMounted(
+        f"no session serves {mountpoint}", hint=f"heddle unmount {mountpoint}, then mount again"
+    )
 
 
 def _serving(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Session | None:
@@ -136,7 +153,7 @@ class _Live:
         self.base = repo.overlay_base(session.thread)
 
     def status(self) -> tuple[list[Change], int]:
-        self._flush()
+        self.flush()
         found: list[Any] = []
         said = control.call(self._socket, "status", part=found.extend)
         return [wire.change_from_json(one) for one in found], said["ignored_count"]
@@ -158,7 +175,7 @@ class _Live:
     ) -> Captured:
         from heddle.repo.capture import NotRecorded
 
-        missed = self._flush()
+        missed = self.flush()
         arguments = {
             "message": message,
             "attribution": wire.attribution_to_json(attribution),
@@ -171,8 +188,8 @@ class _Live:
         unsure = tuple(NotRecorded(path, _LAST_BYTES) for path in missed)
         return replace(captured, not_recorded=captured.not_recorded + unsure)
 
-    def _flush(self) -> list[bytes]:
-        """Bring the session what the kernel still holds of files that are open for writing."""
+    def flush(self) -> list[bytes]:
+        """Bring the session what the kernel still holds of files open for writing; those that can't be brought."""
         writers: list[str] = []
         control.call(self._socket, "writers", part=writers.extend)
         return mountpoint.flush(self._mountpoint, map(wire.path_of, writers))
