@@ -75,7 +75,7 @@ class FileNode(Node):
         real_ino: inode number of the real file.
         fd: descriptor of the real file while the node is open, else -1.
         opens, writers: open handles, and those of them that may write.
-        links: further known names of a hard-linked file.
+        links: further known names of a hard-linked file; None while it has one name.
         last: attributes of an orphan that has no descriptor.
         pushed: its bytes were given to the kernel's page cache.
         privileged: the last opener for writing may keep set-id bits (it is root).

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
 from heddle.mount import upper as up
 from heddle.mount.core import ContentAddressedMount
@@ -146,9 +146,9 @@ class Snapshot:
         """
         if node is None and lower == base:
             return _Result(base, True)
-        if node is not None and node.clean == self._core.epoch and not self._paths:
+        if base is not None and self._is_clean(node):
             self.ignored += node.ignored
-            return _Result(base, base is not None)
+            return _Result(base, True)
         before = len(self.changes), len(self.not_recorded), self.ignored
         entries = self._entries(node, lower, base, path)
         ignored = self.ignored - before[2]
@@ -157,7 +157,7 @@ class Snapshot:
             self._visited.append((node, ignored))
             if (len(self.changes), len(self.not_recorded)) == before[:2] and not self._paths:
                 node.clean, node.ignored = self._core.epoch, ignored
-        if not entries and left_out and not self._is_empty_tree(base):
+        if not entries and left_out and not self._is_empty(base):
             return _Result(None, False)
         if self._writer is None:
             return _Result(None, True)
@@ -165,7 +165,11 @@ class Snapshot:
         listed = [(name, mode, oid) for name, (mode, oid) in entries.items() if oid is not None]
         return _Result(self._writer.add_tree([*listed, *hidden]), True)
 
-    def _is_empty_tree(self, tree: ObjectID | None) -> bool:
+    def _is_clean(self, node: DirNode | None) -> TypeGuard[DirNode]:
+        """Say whether a directory was found equal to the base and not touched since."""
+        return node is not None and node.clean == self._core.epoch and not self._paths
+
+    def _is_empty(self, tree: ObjectID | None) -> bool:
         return tree is not None and not self._core.lower.entries(tree)
 
     def _entries(
@@ -224,8 +228,7 @@ class Snapshot:
             return None
         if entry is None or not stat.S_ISDIR(entry[0]):
             return self._leaf(path, base, entry)
-        result = self._directory(None, entry[1], self._base_directory(path, base), path)
-        return self._directory_entry(path, base, result)
+        return self._walked(None, entry[1], base, path)
 
     def _is_ignored(self, path: bytes, mode: int) -> bool:
         if self._rules.is_ignored(path, stat.S_ISDIR(mode)):
@@ -233,27 +236,32 @@ class Snapshot:
             return True
         return False
 
-    def _base_directory(self, path: bytes, base: tuple[int, ObjectID] | None) -> ObjectID | None:
-        """The base's tree at a path that is a directory now; a file that was there is reported deleted."""
-        if base is None:
-            return None
-        if stat.S_ISDIR(base[0]):
-            return base[1]
-        self._report_deleted(path, base)
-        return None
-
-    def _directory_entry(
-        self, path: bytes, base: tuple[int, ObjectID] | None, result: _Result
+    def _walked(
+        self,
+        node: DirNode | None,
+        lower: ObjectID | None,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
     ) -> Entry | None:
-        if not result.present:
-            return None
-        return (DIRECTORY, result.tree)
+        """A directory with all below it; one that is empty and came or went is a change in itself."""
+        tree = base[1] if base is not None and stat.S_ISDIR(base[0]) else None
+        before = len(self.changes)
+        result = self._directory(node, lower, tree, path)
+        is_silent = len(self.changes) == before
+        if is_silent and tree is None and not within(path, self._paths):
+            return base  # of what is below nothing was asked for
+        if is_silent and tree is None and result.present:
+            empty = None if self._writer is None else self._writer.add_tree([])
+            self.changes.append(change_between(path, base, (DIRECTORY, empty)))
+        elif base is not None and (tree is None or (not result.present and self._is_empty(tree))):
+            self._report_deleted(path, base)
+        return (DIRECTORY, result.tree) if result.present else None
 
     def _leaf(
         self, path: bytes, base: tuple[int, ObjectID] | None, entry: Entry | None
     ) -> Entry | None:
         """A name that is not a directory now, or is nothing: report how it differs."""
-        if base is not None and stat.S_ISDIR(base[0]):
+        if base is not None and stat.S_ISDIR(base[0]) and not self._is_empty(base[1]):
             self._report_deleted(path, base)
             base = None
         if entry != base:
@@ -298,16 +306,12 @@ class Snapshot:
             return base  # a submodule's own files are its own repository's business
         node = self._core.child(parent, name)
         assert isinstance(node, DirNode)
-        tree = self._base_directory(path, base)
-        before = len(self.changes)
-        result = self._directory(node, node.lower, tree, path)
-        if result.present and tree is None and len(self.changes) == before:
-            empty = None if self._writer is None else self._writer.add_tree([])
-            self.changes.append(change_between(path, None, (DIRECTORY, empty)))
-        elif not result.present and tree is not None and self._is_empty_tree(tree):
-            self._report_deleted(path, (DIRECTORY, tree))
-        self._core.drop_if_unused(node)
-        return self._directory_entry(path, base, result)
+        node.lookups += 1  # reading rules on the way may let go of what nobody holds
+        try:
+            return self._walked(node, node.lower, base, path)
+        finally:
+            node.lookups -= 1
+            self._core.drop_if_unused(node)
 
     def _symlink(self, parent: DirNode, name: bytes) -> Entry:
         target = os.readlink(name, dir_fd=self._core.fd(parent))
@@ -324,12 +328,14 @@ class Snapshot:
         path: bytes,
     ) -> Entry | None:
         core = self._core
-        live = parent.children.get(name)
+        live = core.live_file(parent, name, status)
         where = up.entry_path(core.fd(parent), name)
-        marks = live.marks if isinstance(live, FileNode) else up.read_marks(where)
+        marks = up.read_marks(where) if live is None else live.marks
         permissions = status.st_mode if marks is None or marks.mode is None else marks.mode
         mode = EXECUTABLE if permissions & 0o100 else FILE
         blob = core.content_id(status, marks)
+        if blob is not None and not self._is_kept(blob, marks):
+            blob = None
         size = marks.size if marks is not None and marks.blob is not None else status.st_size
         if blob is None:
             blob = self._identify(parent, name, status, base, path, live)
@@ -341,6 +347,12 @@ class Snapshot:
         if blob is not None and (marks is None or (marks.blob is None and marks.stored != blob)):
             self.stored.append(Stored(parent, name, status, blob))
         return self._leaf(path, base, (mode, blob))
+
+    def _is_kept(self, blob: ObjectID, marks: up.Marks | None) -> bool:
+        """Say whether a known blob need not be stored: a status only hashed it, a failed capture's pack is gone."""
+        if self._writer is None or (marks is not None and blob in (marks.blob, marks.stored)):
+            return True
+        return blob in self._writer or blob in self._core.lower.store
 
     def _identify(
         self,
