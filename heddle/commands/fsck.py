@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from heddle.commands import output
+from heddle.commands import output, views
 from heddle.commands.options import Verb, new_app, repository
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
@@ -66,5 +66,8 @@ def _print(report: Report, rebuilt: list[str]) -> None:
         if each.repair:
             output.say(f"  repair: {printable(each.repair)}")
     if not report.problems:
-        counted = ", ".join(f"{number} {name}" for name, number in report.checked.items())
+        checked = report.checked.items()
+        counted = ", ".join(
+            views.counted(number, name.removesuffix("s")) for name, number in checked
+        )
         output.confirm_done(f"{output.style('whole', 'green')}: {counted}")

@@ -27,6 +27,7 @@ STYLES = {
     "cyan": "36",
 }
 PROGRESS_DELAY_S = 1.0
+PROGRESS_EVERY_S = 0.1
 
 
 class OutputClosed(Exception):
@@ -286,14 +287,16 @@ class _Bar:
 
     def __init__(self, description: str) -> None:
         self._description = description
-        self._shown_from = time.monotonic() + PROGRESS_DELAY_S
+        self._next_at = time.monotonic() + PROGRESS_DELAY_S
         self._bar: Any = None
         self._task: Any = None
 
     def report(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._next_at:
+            return
+        self._next_at = now + PROGRESS_EVERY_S
         if self._bar is None:
-            if time.monotonic() < self._shown_from:
-                return
             self._open()
         self._bar.update(self._task, completed=done, total=total or None)
 
@@ -312,7 +315,7 @@ class _Bar:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, no_color=settings.color == "never" or None),
             transient=True,
         )
         self._task = self._bar.add_task(self._description, total=None)
