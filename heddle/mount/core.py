@@ -737,6 +737,7 @@ class ContentAddressedMount(PlatformShell):
         for offset in range(0, size, _COPY):
             piece = self.lower.read(blob, offset, _COPY)
             if piece.count(0) != len(piece):
+                faults.reach("core.before-copy")
                 os.pwrite(fd, piece, offset)
 
     def fill_size(self, node: NodeId) -> int:
@@ -793,6 +794,7 @@ class ContentAddressedMount(PlatformShell):
         else:
             self.bring_up(node)
             self._content_changes(node)
+            faults.reach("core.before-truncate")
             os.ftruncate(self._open_file(node), size)
         if node.opens == 0 and not node.orphan:
             self._close_file(node)
@@ -804,6 +806,7 @@ class ContentAddressedMount(PlatformShell):
         assert node.marks is not None
         fd = self._open_file(node)
         os.ftruncate(fd, 0)
+        faults.reach("core.truncated")
         node.marks.blob = node.marks.stored = node.marks.ctime_ns = None
         self._write_marks(node)
         node.blob = None
@@ -854,6 +857,7 @@ class ContentAddressedMount(PlatformShell):
         else:
             file = os.open(name, _CREATE_FLAGS, real, dir_fd=fd)
             self._give_to_caller(file, directory, caller, real)
+        faults.reach("core.file-made")
         node = self._new_file(directory, name, os.fstat(file), mode & 0o7777)
         node.fd = file
         if node.marks is not None:
@@ -909,6 +913,7 @@ class ContentAddressedMount(PlatformShell):
         else:
             make(fd, name)
             self._give_to_caller(fd, directory, caller, 0, name)
+        faults.reach("core.special-made")
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         node = self._new_file(directory, name, status, stat.S_IMODE(status.st_mode))
         return self.attrs_of(node)
@@ -948,6 +953,7 @@ class ContentAddressedMount(PlatformShell):
         self, where: int, name: bytes, parent: DirNode, caller: Caller, real: int
     ) -> None:
         os.mkdir(name, real, dir_fd=where)
+        faults.reach("core.directory-made")
         if self._as_root:
             self._give_to_caller(where, parent, caller, real, name)
             os.chmod(name, real, dir_fd=where)
@@ -970,6 +976,7 @@ class ContentAddressedMount(PlatformShell):
                 upper.publish(temporary, fd, name)
         else:
             _link(source, found.name, fd, name)
+        faults.reach("core.linked")
         self._add_link(found, directory, name)
         self.names(directory)[name] = False
         self._attributes_change(found)
@@ -991,6 +998,7 @@ class ContentAddressedMount(PlatformShell):
             upper.white_out(fd, name, replace=node.upper)
             self.names(directory)[name] = True
         else:
+            faults.reach("core.before-unlink")
             os.unlink(name, dir_fd=fd)
             self.names(directory).pop(name, None)
         self._lose_name(node, directory, name, status)
@@ -1217,6 +1225,7 @@ class ContentAddressedMount(PlatformShell):
         directory.lower, directory.explicit = None, True
         self._mark_directory(directory)
         for name in list(names):
+            faults.reach("core.before-whiteout-goes")
             os.unlink(name, dir_fd=fd)
             del names[name]
 
@@ -1478,6 +1487,7 @@ class ContentAddressedMount(PlatformShell):
         node = directory.children.get(name)
         if name in names:
             fd = self.fd(directory)
+            faults.reach("core.before-drop")
             with _same_times(fd):
                 if isinstance(node, DirNode) or self._is_real_dir(fd, name):
                     try:

@@ -431,6 +431,7 @@ class Overlay:
         below = core.lower.entries(base)
         if not directory.explicit:  # else they may hide what its own lower has
             for name in [name for name in names if names[name] and name not in below]:
+                faults.reach("overlay.before-whiteout-goes")
                 os.unlink(name, dir_fd=core.fd(directory))
                 del names[name]
         for name in [name for name, whiteout in names.items() if not whiteout]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from heddle import faults
 from heddle.mount import control, mountinfo
 from heddle.mount import mountpoint as places
 from heddle.mount.mountinfo import KernelMount, Location, locate
@@ -208,6 +209,7 @@ def register(runtime: RuntimeDirectory, record: SessionRecord) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.touch(0o600)
     temporary.write_text(json.dumps(record.to_json()))
+    faults.reach("registry.before-rename")
     temporary.rename(path)
 
 
@@ -222,9 +224,11 @@ def forget(runtime: RuntimeDirectory, record: SessionRecord, repo: Repository | 
     name = session_id(runtime, record)
     written = _read_record(runtime.record(name))
     if written is not None and written.process == record.process:
+        faults.reach("registry.before-forget")
         runtime.record(name).unlink(missing_ok=True)
         runtime.socket(name).unlink(missing_ok=True)
     if repo is not None:
+        faults.reach("registry.before-row-goes")
         repo.database.remove_mount(os.fsencode(record.mountpoint), pid=record.process.pid)
 
 

@@ -170,6 +170,7 @@ def read_marks(where: bytes | int) -> Marks | None:
 def write_marks(where: bytes | int, marks: Marks) -> None:
     """Replace the marks in one step; removes the attribute when they say nothing."""
     value = marks.encode()
+    faults.reach("upper.before-marks")
     if isinstance(where, int):
         if value:
             os.setxattr(where, MARKS, value)
@@ -210,11 +211,13 @@ def is_opaque(directory: int) -> bool:
 
 def set_opaque(directory: int) -> None:
     """Make an upper directory hide its lower."""
+    faults.reach("upper.before-opaque")
     os.setxattr(directory, OPAQUE, b"y")
 
 
 def clear_opaque(directory: int) -> None:
     """Let the lower show through again."""
+    faults.reach("upper.before-no-opaque")
     try:
         os.removexattr(directory, OPAQUE)
     except OSError as error:
@@ -307,6 +310,7 @@ class Upper:
 
     def _link_whiteout(self, directory: int, name: bytes) -> None:
         """Hard-link the shared whiteout: one inode serves up to the file system's link limit."""
+        faults.reach("upper.before-whiteout")
         if self._whiteout is not None:
             try:
                 os.link(self._whiteout, name, src_dir_fd=self.work, dst_dir_fd=directory)

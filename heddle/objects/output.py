@@ -115,6 +115,7 @@ class PackOutput:
         """Wait until what was written is on disk."""
         with _as_storage_error(self._directory):
             os.fdatasync(self._fd)
+        faults.reach("pack.part-synced")
 
     def publish(self, entries: Iterable[Entry]) -> str:
         """Make the pack durable and then visible; the index's rename is the commit point.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from heddle import faults
 from heddle.atomic import fsync_directory, write_file
 from heddle.errors import CorruptObject
 from heddle.objects.check import Problem, reindex, verify
@@ -90,6 +91,7 @@ class ObjectStore(_Interface):
     def create(cls, path: Path, *, object_format: str = "sha1") -> ObjectStore:
         """Make an empty object directory and open it."""
         (path / "packs").mkdir(parents=True)
+        faults.reach("store.made")
         fsync_directory(path)
         return cls(path, object_format=object_format)
 

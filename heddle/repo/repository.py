@@ -443,6 +443,7 @@ class Repository:
             raise DataError(f"the git repository in {self.path} has {git_format} ids")
         self._create_store(object_format)
         (self.heddle_dir / "overlays").mkdir(exist_ok=True)
+        faults.reach("repository.before-database")
         self._create_database(object_format, thread, state)
 
     def _create_store(self, object_format: str) -> None:
@@ -468,6 +469,7 @@ class Repository:
             os.fsync(file.fileno())
         faults.reach("repository.before-database-rename")
         os.rename(building, self.database_path)
+        faults.reach("repository.database-renamed")
         atomic.fsync_directory(self.heddle_dir)
         atomic.fsync_directory(self.path)
 

@@ -253,6 +253,7 @@ def _as_storage_errors(path: Path) -> Iterator[None]:
 def _rename(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
+    faults.reach("threads.overlay-moved")
     atomic.fsync_directory(target.parent)
     atomic.fsync_directory(source.parent)
 
