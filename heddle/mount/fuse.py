@@ -21,6 +21,7 @@ from heddle.errors import HeddleError
 from heddle.mount import shell
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.jobs import in_thread
+from heddle.mount.jobs import waiting as waiting_for
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs, AttrUpdate, Caller, NodeId
 
@@ -346,9 +347,13 @@ class Operations(_Handlers):
         if self.core.fill_size(ino) <= SMALL:
             return
         lock = self._filling.setdefault(ino, trio.Lock())
-        async with lock:
+        with waiting_for():
+            await lock.acquire()
+        try:
             if self.core.fill_size(ino) > SMALL:
                 await self._fill_in_thread(ino)
+        finally:
+            lock.release()
         if not lock.statistics().tasks_waiting:
             self._filling.pop(ino, None)
 

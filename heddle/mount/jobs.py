@@ -1,11 +1,14 @@
-"""Work that the session hands to threads, and how much of it is under way.
+"""The session's tasks: which of them reads requests, and work that they hand to threads.
 
-The loop sleeps on the FUSE device only while nothing is: a thread's result must not wait for the next request.
+pyfuse3 serves with several tasks that take turns at reading the device. A turn given away costs a trip through the
+scheduler, so here a task keeps it from request to request and gives it away only when its handler has to wait:
+whoever awaits in a handler does so inside `waiting` or through `in_thread`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -13,14 +16,52 @@ import trio
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
-under_way = 0
+
+class ReaderTurn:
+    """A lock that does not pass to a waiting task when it is released, but when `give_away` is called.
+
+    Attributes:
+        closing: the device is gone; every release wakes the next task, so that all of them end.
+    """
+
+    def __init__(self) -> None:
+        self.closing = False
+        self._taken = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._taken:
+            await self._waiting.park()
+        self._taken = True
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._taken = False
+        if self.closing:
+            self._waiting.unpark()
+
+    def give_away(self) -> None:
+        """Let another task read, if one waits."""
+        if not self._taken:
+            self._waiting.unpark()
+
+
+turn = ReaderTurn()
+under_way = 0  # handlers that wait; the loop sleeps on the device only while there are none
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Await something in a handler: requests are read meanwhile."""
+    global under_way
+    under_way += 1
+    turn.give_away()
+    try:
+        yield
+    finally:
+        under_way -= 1
 
 
 async def in_thread(function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
     """Run a function in a worker thread and wait for it."""
-    global under_way
-    under_way += 1
-    try:
+    with waiting():
         return await trio.to_thread.run_sync(function, *arguments)
-    finally:
-        under_way -= 1

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Looks at the device before sleeping on it: about as long as a program takes to ask again.
 SPINS = 80
 LINGER_MS = 1  # how long to sleep on the device before parking; other tasks wait as long
+TASKS = 99  # as many as wait in handlers, and one that reads; they are kept, since starting one costs more
 FAIRNESS = 64  # requests in a row before other tasks get a turn
 
 
@@ -35,40 +36,33 @@ class _Waiter:
 
     def __init__(self) -> None:
         self._in_a_row = 0
-        self._device: select.poll | None = None
+        self._device = select.poll()
+        self._fd = -1
 
     async def wait_readable(self, fd: int) -> None:
-        device = self._device
-        if device is None:
-            device = self._device = select.poll()
-            device.register(fd, select.POLLIN)
+        """Return when a request can be read, or the mount is gone. Called by the task whose turn it is."""
+        if fd != self._fd:
+            self._device.register(fd, select.POLLIN)
+            self._fd = fd
         self._in_a_row += 1
         if self._in_a_row >= FAIRNESS:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         for _ in range(SPINS):
-            if device.poll(0):
+            if self._is_ready(0):
                 return
-        if not jobs.under_way and device.poll(LINGER_MS):
+        if not jobs.under_way and self._is_ready(LINGER_MS):
             return
         self._in_a_row = 0
         await trio.lowlevel.wait_readable(fd)
+        self._is_ready(0)
 
-
-class _QuickLock:
-    """trio.Lock without the checkpoint when it is free, which it is for every request that follows closely."""
-
-    def __init__(self) -> None:
-        self._lock = trio.Lock()
-
-    async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._lock.release()
+    def _is_ready(self, timeout_ms: int) -> bool:
+        for _, events in self._device.poll(timeout_ms):
+            if events != select.POLLIN:  # unmounted: every task has to come and see
+                jobs.turn.closing = True
+            return True
+        return False
 
 
 def _fast_trio() -> Any:
@@ -80,7 +74,7 @@ def _fast_trio() -> Any:
     vars(fast).update(vars(trio))
     lowlevel.wait_readable = waiter.wait_readable  # type: ignore[attr-defined]
     fast.lowlevel = lowlevel  # type: ignore[attr-defined]
-    fast.Lock = _QuickLock  # type: ignore[attr-defined]
+    fast.Lock = lambda: jobs.turn  # type: ignore[attr-defined]
     return fast
 
 
@@ -140,7 +134,7 @@ async def serve(
     _widen_read_ahead(mountpoint)
     try:
         ready()
-        await pyfuse3.main()
+        await pyfuse3.main(min_tasks=TASKS, max_tasks=TASKS)
     finally:
         # Not unmounted here: that would pull a mount whose loop failed away from its users, to whom an
         # empty directory would look like everything deleted. Left mounted it answers ENOTCONN.
