@@ -24,7 +24,7 @@ from heddle.objects.gitformat import TYPE_NAMES, to_hex, to_raw
 
 _TYPE_NUMS = {name: number for number, name in TYPE_NAMES.items()}
 _OFS_DELTA, _REF_DELTA = 6, 7
-_DAMAGE = (
+DAMAGE = (
     ApplyDeltaError,
     ChecksumMismatch,
     ObjectFormatException,
@@ -140,7 +140,7 @@ class GitObjects:
     def _naming_damage(self, raw_id: bytes) -> Iterator[None]:
         try:
             yield
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise CorruptObject(
                 f"{self.path} is damaged at object {raw_id.hex()}: {error}",
                 hint="run `git fsck --full` there",
