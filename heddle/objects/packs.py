@@ -46,6 +46,8 @@ class PackDirectory:
         self._lock = threading.RLock()
         self._listed: int | None = None
         self._settled = False
+        self._listings = 0
+        self._opened = 0
         self._unopened: list[str] = []
         self._indexes: dict[str, Index] = {}
         self._small: dict[bytes, Index] = {}
@@ -64,18 +66,29 @@ class PackDirectory:
         Raises:
             CorruptObject: the index says something about it that is damaged.
         """
-        if self._listed is None:
+        if self._listings == 0:
             self.refresh()
-        index = self._small.get(raw_id)
-        if index is not None and (entry := index.find(raw_id)) is not None:
-            return index, entry
-        for index in self._large:
-            if (entry := index.find(raw_id)) is not None:
+        while True:
+            opened = self._opened  # read first: an index opened meanwhile was not searched
+            index = self._small.get(raw_id)
+            if index is not None and (entry := index.find(raw_id)) is not None:
                 return index, entry
-        while self._unopened:
-            if (index := self._open_next()) is not None and (entry := index.find(raw_id)):
-                return index, entry
-        return None
+            for index in self._large:
+                if (entry := index.find(raw_id)) is not None:
+                    return index, entry
+            if not self._unopened and opened == self._opened:
+                return None
+            self._open_next()
+
+    def find_anew(self, raw_id: bytes) -> tuple[Index, Entry] | None:
+        """Where an object is, looking at the directory again before saying that it is nowhere."""
+        listings = self._listings
+        found = self.find(raw_id)
+        if found is None:
+            self.refresh()
+            if listings != self._listings:
+                return self.find(raw_id)
+        return found
 
     def indexes(self) -> list[Index]:
         """Every sound index."""
@@ -85,34 +98,33 @@ class PackDirectory:
         with self._lock:
             return list(self._indexes.values())
 
-    def _open_next(self) -> Index | None:
+    def _open_next(self) -> None:
         with self._lock:
-            if not self._unopened:
-                return None
-            name = self._unopened[-1]
-            try:
-                index = Index(self.path / f"{name}.idx", self._id_length)
-            except CorruptObject as error:
-                self._damaged[name] = error.message
-                return None
-            except FileNotFoundError:
-                return None
-            finally:
+            if self._unopened:
+                self._open_index(self._unopened[-1])
+                self._opened += 1
                 self._unopened.pop()
-            self._use(name, index)
-            return index
 
-    def _use(self, name: str, index: Index) -> None:
-        self._indexes[name] = index
-        if index.count <= _SMALL:
-            self._small.update(dict.fromkeys(index.ids(), index))
+    def _open_index(self, name: str) -> None:
+        try:
+            index = Index(self.path / f"{name}.idx", self._id_length)
+        except CorruptObject as error:
+            self._damaged[name] = error.message
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"reading {self.path / name}.idx: {error.strerror}") from error
         else:
-            self._large = (*self._large, index)
+            self._indexes[name] = index
+            if index.count <= _SMALL:
+                self._small.update(dict.fromkeys(index.ids(), index))
+            else:
+                self._large = (*self._large, index)
 
     # Which packs there are
 
-    def refresh(self) -> bool:
-        """List the directory again if it may have changed; say whether it was listed.
+    def refresh(self) -> None:
+        """List the directory again if it may have changed.
 
         Raises:
             StorageError: there is no such directory.
@@ -121,21 +133,20 @@ class PackDirectory:
             try:
                 modified = os.stat(self.path).st_mtime_ns
                 if modified == self._listed and self._settled:
-                    return False
+                    return
                 self._settled = modified < time.time_ns() - _SETTLED_NS
                 self._list()
             except OSError as error:
                 raise StorageError(f"listing {self.path} failed: {error.strerror}") from error
             self._listed = modified
-            return True
+            self._listings += 1
 
     def _list(self) -> None:
         names = os.listdir(self.path)
         self.temporary = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
         packs = {name[:-5] for name in names if name.endswith(".pack")}
         indexed = {name[:-4] for name in names if name.endswith(".idx")} & packs
-        for name in {*self._indexes, *self._unopened} - indexed:
-            self._drop(name)
+        self._drop({*self._indexes, *self._unopened} - indexed)
         new = indexed.difference(self._indexes, self._unopened)
         self._unopened += sorted(new, key=self._age)
         self._unindexed = packs - indexed
@@ -147,30 +158,32 @@ class PackDirectory:
         except FileNotFoundError:  # gone since it was listed; opening it will say so again
             return 0
 
-    def _drop(self, name: str) -> None:
-        self._files.pop(name, None)
-        self._checked.discard(name)
-        if name in self._unopened:
-            self._unopened.remove(name)
-        index = self._indexes.pop(name, None)
-        if index is not None:
-            self._large = tuple(each for each in self._large if each is not index)
-            self._small = {raw: each for raw, each in self._small.items() if each is not index}
+    def _drop(self, names: set[str]) -> None:
+        if not names:
+            return
+        self._unopened = [name for name in self._unopened if name not in names]
+        for name in names:
+            self._indexes.pop(name, None)
+            self._files.pop(name, None)
+            self._checked.discard(name)
+        left = self._indexes.values()
+        self._large = tuple(index for index in left if index.count > _SMALL)
+        self._small = {raw: index for index in left if index.count <= _SMALL for raw in index.ids()}
 
     def forget(self, index: Index) -> None:
         """Look again after a pack's file turned out to be gone."""
         with self._lock:
-            self._drop(index.path.stem)
+            self._drop({index.path.stem})
             self._settled = False
             self.refresh()
 
     def reload(self) -> None:
         """Begin again from the directory, since indexes were replaced."""
         with self._lock:
-            for name in [*self._indexes, *self._unopened]:
-                self._drop(name)
+            self._drop({*self._indexes, *self._unopened})
             self._ids_without_index.clear()
-            self._listed = None
+            self._settled = False
+            self.refresh()
 
     # Files
 
@@ -216,7 +229,7 @@ class PackDirectory:
             try:
                 index.check()
             except CorruptObject as error:
-                self._drop(name)
+                self._drop({name})
                 self._damaged[name] = error.message
 
     def _scan(self, name: str) -> frozenset[bytes]:

@@ -19,7 +19,6 @@ from heddle.atomic import fsync_directory, write_file
 from heddle.errors import CorruptObject
 from heddle.objects.check import Problem, reindex, verify
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TREE, decode_tree, to_hex, to_raw
-from heddle.objects.index import Index
 from heddle.objects.layout import CHUNKED, Entry
 from heddle.objects.output import remove_abandoned
 from heddle.objects.pack import PackWriter
@@ -133,13 +132,6 @@ class ObjectStore(_Interface):
     def _raw(self, object_id: bytes) -> bytes:
         return to_raw(object_id, self.id_length)
 
-    def _find(self, raw_id: bytes) -> tuple[Index, Entry] | None:
-        """Where an object of ours is; looks at the directory again before it says nowhere."""
-        found = self._packs.find(raw_id)
-        if found is None and self._packs.refresh():
-            found = self._packs.find(raw_id)
-        return found
-
     def _elsewhere(self, raw_id: bytes) -> Alternate:
         """The alternate that holds an object which no pack has.
 
@@ -161,7 +153,7 @@ class ObjectStore(_Interface):
 
     def contains(self, raw_id: bytes) -> bool:
         """Say whether an object is stored here or in an alternate."""
-        return self._find(raw_id) is not None or any(
+        return self._packs.find_anew(raw_id) is not None or any(
             alternate.contains(raw_id) for alternate in self.alternates
         )
 
@@ -173,7 +165,7 @@ class ObjectStore(_Interface):
 
     def contains_packed(self, object_id: bytes) -> bool:
         """Say whether one of this store's own packs holds the object."""
-        return self._find(self._raw(object_id)) is not None
+        return self._packs.find_anew(self._raw(object_id)) is not None
 
     def contains_loose(self, object_id: bytes) -> bool:
         """Say whether the object is stored but in no pack of this store: in an alternate, then."""
@@ -190,13 +182,13 @@ class ObjectStore(_Interface):
             CorruptObject: what is stored about it is damaged.
         """
         raw_id = self._raw(object_id)
-        found = self._find(raw_id)
+        found = self._packs.find_anew(raw_id)
         return found[1].type_num if found else self._elsewhere(raw_id).kind(raw_id)
 
     def size(self, object_id: bytes) -> int:
         """The length of an object's content in bytes, without reading the object; raises as ``kind``."""
         raw_id = to_raw(object_id, self.id_length)
-        found = self._packs.find(raw_id) or self._find(raw_id)
+        found = self._packs.find_anew(raw_id)
         return found[1].raw_size if found else self._elsewhere(raw_id).size(raw_id)
 
     def sizes(self, object_ids: Iterable[bytes]) -> list[int]:
@@ -206,7 +198,7 @@ class ObjectStore(_Interface):
     def is_chunked(self, object_id: bytes) -> bool:
         """Say whether ``read_at`` reaches parts of an object without decompressing the whole; raises as ``kind``."""
         raw_id = self._raw(object_id)
-        found = self._find(raw_id)
+        found = self._packs.find_anew(raw_id)
         return found[1].kind == CHUNKED if found else self._elsewhere(raw_id).is_chunked(raw_id)
 
     def get_raw(self, name: bytes) -> tuple[int, bytes]:
@@ -237,7 +229,7 @@ class ObjectStore(_Interface):
         from_alternate: Callable[[Alternate], _T],
     ) -> _T:
         """Read an object where it is; looks again when gc took its pack away meanwhile."""
-        while (found := self._find(raw_id)) is not None:
+        while (found := self._packs.find_anew(raw_id)) is not None:
             index, entry = found
             try:
                 pack = self._packs.open(index)

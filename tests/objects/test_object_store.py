@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -157,6 +160,52 @@ def test_trees_are_kept_and_blobs_are_not(store: ObjectStore) -> None:
     assert store.get_raw(trees[-1])[1] is store.get_raw(trees[-1])[1]
     assert 1 << 20 < held <= 4 << 20
     assert store.get_raw(blob)[1] is not store.get_raw(blob)[1]
+
+
+def test_an_object_in_two_packs(store: ObjectStore, tmp_path: Path) -> None:
+    """When one of two packs that hold an object goes, the object is found in the other."""
+    both, _ = put(store, b"both", b"first")
+    other = ObjectStore.create(tmp_path / "other")
+    put(other, b"both", b"second")
+    for path in other.path.glob("packs/*"):
+        path.rename(store.path / "packs" / path.name)
+    for newest in (True, False):
+        copy = tmp_path / f"copy {newest}"
+        shutil.copytree(store.path, copy)
+        opened = ObjectStore(copy)
+        assert len(list(opened)) == 3
+        by_age = sorted(copy.glob("packs/*.idx"), key=lambda path: path.stat().st_mtime_ns)
+        victim = by_age[-1 if newest else 0]
+        victim.with_suffix(".pack").unlink()
+
+        assert opened.get_raw(both)[1] == b"both"
+        assert len(list(opened)) == 2
+
+
+def test_threads_that_look_at_once(store: ObjectStore) -> None:
+    """However threads interleave while indexes are opened and packs appear, each finds what is there."""
+    ids = [put(store, b"%d" % number)[0] for number in range(40)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(15):
+            fresh = ObjectStore(store.path)
+            missed: list[bytes] = []
+
+            def look(wanted: list[bytes], fresh: ObjectStore, missed: list[bytes]) -> None:
+                missed += [object_id for object_id in wanted if object_id not in fresh]
+
+            threads = [
+                threading.Thread(target=look, args=(ids[turn:] + ids[:turn], fresh, missed))
+                for turn in range(0, 40, 8)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert missed == []
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # Alternates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -373,6 +374,35 @@ def test_an_entry_that_lies(forged: Forged, payload: bytes, lies: dict[str, int]
             read(object_id)
 
 
+@pytest.mark.parametrize(
+    ("content", "payload", "lies"),
+    [
+        (b"x", frame(b"x") + bytes(16 << 20), {}),
+        (b"x", frame(b"x"), {"stored_size": 16 << 20}),
+        (bytes(WHOLE_LIMIT + 1), frame(bytes(WHOLE_LIMIT + 1)), {}),
+    ],
+    ids=["padded", "over the next entry", "more than is stored whole"],
+)
+def test_nothing_is_read_for_a_lie(
+    forged: Forged,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    payload: bytes,
+    lies: dict[str, int],
+) -> None:
+    """An entry longer than zstd makes one, or with more content than is stored whole, is not read."""
+    object_id = forged.add(content, payload, **lies)
+    forged.add(b"next", bytes(20 << 20))
+    store = forged.publish()
+    asked = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: asked.append(args[1]) or pread(*args))
+
+    with pytest.raises(CorruptObject, match=object_id.decode()):
+        store.get_raw(object_id)
+    assert asked == []
+
+
 def test_content_of_another_id(forged: Forged) -> None:
     """Sound bytes under a wrong id are what fsck --full is for."""
     object_id = forged.add(b"x", frame(b"y"))
@@ -417,6 +447,20 @@ def test_a_row_of_another_object(forged: Forged) -> None:
 
     with pytest.raises(CorruptObject, match="the place of frame 0"):
         forged.publish().read_at(object_id, 0, 1)
+
+
+@pytest.mark.parametrize("row", [(0, 1 << 30), (1 << 40, 100), (0, 3 << 20)])
+def test_a_row_that_leads_out(forged: Forged, row: tuple[int, int]) -> None:
+    """A chunk table's row that leaves the payload, or is longer than a frame, is not followed."""
+    content = bytes(5 * FRAME_SIZE)
+    digest = new_hash(20, BLOB, len(content))
+    digest.update(content)
+    frames = frame(bytes(FRAME_SIZE)) + bytes(8 << 20)
+    rows = [encode_chunk(digest.digest(), number, *row) for number in range(5)]
+    object_id = forged.add(content, frames + b"".join(rows), CHUNKED)
+
+    with pytest.raises(CorruptObject, match="the place of frame 0"):
+        forged.publish().get_raw(object_id)
 
 
 def delta_payload(base_offset: int, content: bytes, base: bytes) -> bytes:

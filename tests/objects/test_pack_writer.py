@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import object_processes
@@ -27,6 +30,17 @@ def content_of(size: int) -> bytes:
     block = hashlib.sha256(str(size).encode()).digest() * 16
     pieces = [number.to_bytes(8, "big") + block for number in range(size // 520 + 1)]
     return b"".join(pieces)[:size]
+
+
+@contextmanager
+def switching_often() -> Iterator[None]:
+    """Let threads take turns at every opportunity, so that races happen that can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def files(store: ObjectStore) -> list[str]:
@@ -169,6 +183,20 @@ def test_nothing_is_stored_twice(store: ObjectStore) -> None:
     assert len(files(store)) == 2
 
 
+def test_a_large_file_is_not_stored_twice(store: ObjectStore) -> None:
+    """A large object that the store has is hashed, compressed for nothing, and not written again."""
+    content = content_of(LARGE)
+    with store.writer() as writer:
+        object_id = writer.add_blob(content)
+        writer.commit()
+    with store.writer() as writer:
+        assert object_id == writer.add_blob_from(io.BytesIO(content).read, LARGE)
+        assert object_id == writer.add_blob(content)
+
+        assert (writer.count, writer.raw_bytes, writer.stored_bytes) == (0, 0, 0)
+        assert None is writer.commit()
+
+
 def test_nothing_is_visible_before_commit(store: ObjectStore) -> None:
     """Others find an object only when the pack is committed, though the writer itself has it."""
     with store.writer() as writer:
@@ -222,8 +250,8 @@ def test_many_threads_feed_one_writer(store: ObjectStore) -> None:
         except BaseException as error:
             errors.append(error)
 
-    with store.writer() as writer:
-        threads = [threading.Thread(target=feed, args=(turn * 70,)) for turn in range(4)]
+    with store.writer() as writer, switching_often():
+        threads = [threading.Thread(target=feed, args=(turn,)) for turn in (0, 0, 70, 140)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -271,6 +299,38 @@ def test_impossible_trees(store: ObjectStore, names: list[bytes]) -> None:
     ]
     with store.writer() as writer, pytest.raises(ValueError):
         writer.add_tree(entries)
+
+
+def test_the_order_of_a_commit(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack is durable before it has its name, the index before it has its own, the names last."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def watch_fsync(fd: int) -> None:
+        target = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        calls.append(f"fsync {'directory' if target.is_dir() else magic(target)}")
+        fsync(fd)
+
+    def watch_rename(source: Path, target: Path) -> None:
+        calls.append(f"rename to {target.suffix}")
+        rename(source, target)
+
+    def magic(path: Path) -> str:
+        return path.read_bytes()[:7].decode()
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(os, "rename", watch_rename)
+    with store.writer() as writer:
+        writer.add_blob(b"one")
+        writer.commit()
+
+    assert calls == [
+        "fsync HDLPACK",
+        "rename to .pack",
+        "fsync HDLINDX",
+        "rename to .idx",
+        "fsync directory",
+    ]
 
 
 LIMITED = """
