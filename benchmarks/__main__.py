@@ -64,11 +64,14 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with workplace(options.work) as work:
         bench = Bench(work, quick=options.quick)
-        measure(bench, options.tree)
-        found = report.document(bench)
-    if options.output:
-        options.output.write_text(found + "\n")
-    print(found if options.json else report.table(bench.rows))
+        try:
+            measure(bench, options.tree)
+        finally:
+            # What was measured before something failed is worth having too.
+            found = report.document(bench)
+            if options.output:
+                options.output.write_text(found + "\n")
+            print(found if options.json else report.table(bench.rows), flush=True)
     return 0
 
 

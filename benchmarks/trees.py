@@ -51,12 +51,6 @@ def count_files(root: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(root))
 
 
-def first_file(root: Path) -> Path:
-    """The first non-empty file at the top of a tree: what "a first file is read" reads."""
-    names = sorted(path for path in root.iterdir() if path.is_file() and path.stat().st_size)
-    return names[0].relative_to(root)
-
-
 class WorkTree:
     """A tree for the file-system workloads: every workload has files that no other workload reads.
 
