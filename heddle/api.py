@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,10 +57,10 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_PROBLEMS: Mapping[str, HeddleError] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """Where we are and what has changed.
 
     Attributes:
@@ -82,8 +82,7 @@ class Status:
     mounts_stale: Sequence[MountInfo]
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A mount that could not be ended, and is as it was.
 
     Attributes:
@@ -97,12 +96,11 @@ class Failed:
     holders: Sequence[Holder] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Unmounting:
+class Unmounting(NamedTuple):
     """What became of the mounts that were to be ended."""
 
-    unmounted: list[Unmounted] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
+    unmounted: Sequence[Unmounted]
+    failed: Sequence[Failed]
 
     def raise_failed(self) -> None:
         """Raise the first error, if there is any."""
@@ -128,11 +126,13 @@ class Repository(repository.Repository):
         mountpoint: the mount that it was opened in, or None.
         shown: the spec of the state that a read-only mount shows, when it was opened in one.
         environment: where the user's settings and the attribution of captures come from.
+        git_problems: by thread, why it and its branch in git were not in step at the last look.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.mountpoint: Path | None = None
+        self.git_problems: Mapping[str, HeddleError] = _NO_PROBLEMS
         self.shown: str | None = None
 
     @property
@@ -172,6 +172,46 @@ class Repository(repository.Repository):
         return super().attribution(
             flags=flags, environment=environment, no_agent=no_agent, mount_defaults=mount_defaults
         )
+
+    # in step with git
+
+    def follow_git(self) -> None:
+        """Bring threads and git's branches in step, where the repository lies on git; mounts follow too.
+
+        Nothing is raised: what could not be done is in ``git_problems``.
+        """
+        if not (self.path / ".git").exists():
+            return
+        from heddle.git import branches
+
+        try:
+            step = branches.follow(self)
+        except HeddleError as error:
+            self.git_problems = {"": error}
+            return
+        except OSError as error:
+            self.git_problems = {"": DataError(f"git's {error.filename}: {error.strerror}")}
+            return
+        self.git_problems = step.problems
+        for thread in step.followed:
+            self._tell_mount(thread)
+
+    def _require_in_step(self, thread: str) -> None:
+        """Refuse to capture on a thread that has diverged from its branch, or in the middle of git's own work."""
+        if self.git is None:
+            return
+        from heddle.git import branches, refs
+
+        self.follow_git()
+        problem = self.git_problems.get(thread)
+        if isinstance(problem, branches.Diverged):
+            raise problem
+        doing = refs.unfinished(self.git)
+        if doing is not None and self._is_working_directory(thread):
+            raise DataError(
+                f"git is in the middle of a {doing} here",
+                hint=f"git {doing} --continue, or --abort",
+            )
 
     def status(self) -> Status:
         """What changed here since the last capture, and which mounts need attention.
@@ -224,9 +264,13 @@ class Repository(repository.Repository):
             thread = self._writable_thread()
         if thread is not None:
             self.threads.get(thread)
-            if not self._is_working_directory(thread):
-                return self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
-        return self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
+        self._require_in_step(self.head if thread is None else thread)
+        if thread is None or self._is_working_directory(thread):
+            done = self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
+        else:
+            done = self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
+        self.follow_git()
+        return done
 
     def _writable_thread(self) -> str:
         if self.shown is not None:
@@ -414,7 +458,9 @@ class Repository(repository.Repository):
             )
         from heddle.repo import switch
 
-        return switch.switch(self, name, create=create)
+        done = switch.switch(self, name, create=create)
+        self.follow_git()
+        return done
 
     # mounts
 
@@ -524,6 +570,7 @@ def open(
     location = mountinfo.locate(start)
     repo = Repository.discover(start) if location is None else _open_mounted(location)
     repo.environment = os.environ if environment is None else environment
+    repo.follow_git()
     return repo
 
 
@@ -642,8 +689,7 @@ def _runtime(environment: Mapping[str, str] | None) -> RuntimeDirectory:
 # ending sessions
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
+class _Ending(NamedTuple):
     """How sessions are to be ended."""
 
     stale: bool
@@ -671,17 +717,18 @@ def _end(
     repo: Repository | None,
     how: _Ending,
 ) -> Unmounting:
-    done = Unmounting()
+    unmounted: list[Unmounted] = []
+    failed: list[Failed] = []
     for session in sessions:
         try:
             its = _repository_of(session, repo, how.environment)
-            done.unmounted.append(_end_one(session, runtime, its, how))
+            unmounted.append(_end_one(session, runtime, its, how))
         except NotMounted:
             continue  # somebody else has ended it
         except HeddleError as error:
             holders = error.holders if isinstance(error, ending.MountBusy) else ()
-            done.failed.append(Failed(session.mountpoint, error, holders))
-    return done
+            failed.append(Failed(session.mountpoint, error, holders))
+    return Unmounting(unmounted, failed)
 
 
 def _end_one(

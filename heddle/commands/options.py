@@ -203,7 +203,19 @@ _opened: list[Repository] = []
 def close_repositories() -> None:
     """Close what ``repository`` opened: the end of a command must not depend on garbage collection."""
     while _opened:
-        _opened.pop().close()
+        repo = _opened.pop()
+        _note_git_problems(repo)
+        repo.close()
+
+
+def _note_git_problems(repo: Repository) -> None:
+    """Say what keeps threads and git's branches apart; with ``--json``, stderr is for the error alone."""
+    if settings.json:
+        return
+    for problem in repo.git_problems.values():
+        output.note(f"note: {output.printable(problem.message)}")
+        if problem.hint:
+            output.note(f"hint: {output.printable(problem.hint)}")
 
 
 def repository_paths(repo: Repository, paths: Iterable[str]) -> list[bytes]:

@@ -1,0 +1,76 @@
+"""Git's index of a checkout, brought along when heddle moves the branch that the checkout is on.
+
+Owns which entries change: those that differ between two trees, and no other, so that what is staged elsewhere
+stays staged. Writing the file is stock git's own (`git update-index`), which knows every extension that an index
+may have and takes ``index.lock``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+from heddle.errors import Busy, StorageError, Unavailable
+from heddle.repo.changes import DIRECTORY_MODE, Change, tree_changes
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.objects.store import ObjectStore
+    from heddle.repo.gitlink import GitDir
+
+_TIMEOUT_S = 600
+
+
+def update(
+    git: GitDir, store: ObjectStore, old_tree: ObjectID | None, new_tree: ObjectID | None
+) -> None:
+    """Give every path that differs between two trees the entry of the new one.
+
+    Can be run again: what has the new entry keeps it. The objects must be where git finds them.
+
+    Raises:
+        Busy: the index is locked.
+        Unavailable: git is not installed.
+        StorageError: git could not write it.
+    """
+    changes = tree_changes(store, old_tree, new_tree, renames=False)
+    lines = [line for each in changes if (line := _line(each)) is not None]
+    # Deletions first: a directory may take the place of a file, and the other way round.
+    lines.sort(key=lambda line: not line.startswith(b"000000"))
+    if lines:
+        _run(git, b"".join(lines))
+
+
+def _line(change: Change) -> bytes | None:
+    """What git is told about a path; directories have no entries in an index."""
+    if change.new_mode not in (None, DIRECTORY_MODE):
+        return b"%06o %s\t%s\0" % (change.new_mode, change.new_id, change.path)
+    if change.old_mode in (None, DIRECTORY_MODE):
+        return None
+    return b"000000 %s\t%s\0" % (b"0" * len(change.old_id or b""), change.path)
+
+
+def _run(git: GitDir, lines: bytes) -> None:
+    command = ["git", f"--git-dir={git.path}", f"--work-tree={git.checkout}"]
+    command += ["update-index", "-z", "--index-info"]
+    lock = git.path / "index.lock"
+    try:
+        done = subprocess.run(
+            command, input=lines, cwd=git.checkout, capture_output=True, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError as error:
+        raise Unavailable(
+            "git is not installed, and git's index has to be brought along", hint="install git"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise Busy(f"git did not finish writing the index of {git.checkout}") from error
+    if done.returncode == 0:
+        return
+    if lock.exists():
+        raise Busy(
+            f"git's index is locked by {lock}",
+            hint=f"run it again; if no git is running, remove {lock}",
+        )
+    said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+    raise StorageError(f"git could not write the index of {git.checkout}: {said}")
