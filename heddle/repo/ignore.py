@@ -59,9 +59,23 @@ class IgnoreRules:
             return True
         excluded = self._excluded.get(parent)
         if excluded is None:
-            excluded = self.is_ignored(parent, True)
-            self._excluded[parent] = excluded
+            excluded = self._is_excluded(parent)
         return excluded or self._decide(path, parent, name, is_dir)
+
+    def _is_excluded(self, directory: bytes) -> bool:
+        """Whether a directory is ignored; all above it are looked at first, so no depth is too much."""
+        unknown = []
+        while directory not in self._excluded:
+            unknown.append(directory)
+            directory = directory.rpartition(b"/")[0]
+        excluded = self._excluded[directory]
+        for directory in reversed(unknown):
+            parent, _, name = directory.rpartition(b"/")
+            excluded = (
+                excluded or always_ignored(name) or self._decide(directory, parent, name, True)
+            )
+            self._excluded[directory] = excluded
+        return excluded
 
     def forget(self, directory: bytes) -> None:
         """Drop what is known of a directory and all below it: rule files may have changed."""

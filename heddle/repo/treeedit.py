@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from heddle.repo.changes import DIRECTORY_MODE
+from heddle.repo.changes import DIRECTORY_MODE, EMPTY_TREES
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -47,7 +47,7 @@ def edit_tree(
     rebuilt: dict[bytes, tuple[ObjectID, Entries]] = {}
     for path in sorted(directories, key=_depth, reverse=True):
         entries = directories[path]
-        if path and not entries:
+        if path and not entries and not _is_directory(edits.get(path)):
             continue
         tree = writer.add_tree([(name, mode, id) for name, (mode, id) in entries.items()])
         rebuilt[path] = tree, entries
@@ -81,13 +81,19 @@ def _grouped(edits: Edits) -> dict[bytes, dict[bytes, tuple[int, ObjectID] | Non
 def _base_entries(
     store: ObjectStore, directories: dict[bytes, Entries], base: ObjectID | None, path: bytes
 ) -> Entries:
-    """What the base has in a directory, which is looked up in the one above and taken out of there."""
+    """What the base has in a directory, which is taken out of the one above until it is rebuilt."""
     tree = base
     if path:
         parent, _, name = path.rpartition(b"/")
-        mode, id = directories[parent].pop(name, (0, base))
-        tree = id if mode == DIRECTORY_MODE else None
-    return {} if tree is None else {n: (mode, id) for n, mode, id in store.tree_entries(tree)}
+        is_directory = _is_directory(directories[parent].get(name))
+        tree = directories[parent].pop(name)[1] if is_directory else None
+    if tree is None or tree in EMPTY_TREES:
+        return {}
+    return {name: (mode, id) for name, mode, id in store.tree_entries(tree)}
+
+
+def _is_directory(entry: tuple[int, ObjectID] | None) -> bool:
+    return entry is not None and entry[0] == DIRECTORY_MODE
 
 
 def _edited(entries: Entries, edits: dict[bytes, tuple[int, ObjectID] | None]) -> Entries:

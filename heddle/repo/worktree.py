@@ -48,6 +48,7 @@ FILE_MODE = 0o100644
 EXECUTABLE_MODE = 0o100755
 _LOCK_WAIT_S = 30.0
 _MOUNT_LINE = re.compile(rb"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.heddle ", re.MULTILINE)
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 _SPECIAL = {
     stat.S_IFIFO: "a fifo",
     stat.S_IFSOCK: "a socket",
@@ -432,14 +433,18 @@ def _git_exclude(repo: Repository) -> bytes:
 
 
 def _heddle_mountpoints() -> frozenset[bytes]:
-    """Where heddle's mounts are, from the kernel (proc_pid_mountinfo(5)) and without touching them."""
+    """Where heddle's mounts are, as the kernel says and without touching them."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
-            found = _MOUNT_LINE.findall(file.read())
+            return mountpoints_in(file.read())
     except OSError:
         return frozenset()
-    octal = re.compile(rb"\\([0-7]{3})")
-    return frozenset(octal.sub(lambda code: bytes([int(code[1], 8)]), path) for path in found)
+
+
+def mountpoints_in(table: bytes) -> frozenset[bytes]:
+    """Where heddle's mounts are in a mount table (proc_pid_mountinfo(5))."""
+    found = _MOUNT_LINE.findall(table)
+    return frozenset(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), path) for path in found)
 
 
 @contextmanager
