@@ -381,8 +381,8 @@ class Operations(_Handlers):
             if node.size > LARGE:
                 lower.read_ahead(node.blob, offset, node.size)
             if lower.is_cheap(node.size, node.blob, offset):
-                return lower.read(node.blob, offset, size)
-            return await in_thread(lower.read, node.blob, offset, size)
+                return lower.view(node.blob, offset, size)
+            return await in_thread(lower.view, node.blob, offset, size)
         return await _read_real(node.fd, offset, size)
 
     @at_once
@@ -435,8 +435,9 @@ class Operations(_Handlers):
         assert isinstance(directory, DirNode)
         if start == 0:
             handle.names = [b".", b"..", *core.list_names(directory)]
-        for number in range(start, len(handle.names)):
-            name = handle.names[number]
+        names, live = handle.names, directory.children
+        for number in range(start, len(names)):
+            name = names[number]
             if number < 2:
                 node = directory if number == 0 else directory.parent or directory
                 if not pyfuse3.readdir_reply(
@@ -444,7 +445,7 @@ class Operations(_Handlers):
                 ):
                     return
                 continue
-            child = core.child(directory, name)
+            child = live.get(name) or core.child(directory, name)
             if child is None:
                 continue
             entry = entry_attributes(core.attrs_of(child))
