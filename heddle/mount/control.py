@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heddle.errors import Busy, HeddleError, NotPermitted, StaleMount, Unavailable
+
+if TYPE_CHECKING:
+    import socket
+
+# socket and threading are imported where they are used: most commands find no session to talk to.
 
 VERSION = 1
 LINE_MAX_BYTES = 1 << 20
@@ -63,6 +65,8 @@ def connect(path: Path) -> socket.socket:
     Raises:
         OSError: nobody listens there (ECONNREFUSED, ENOENT) or its queue is full (EAGAIN: it hangs).
     """
+    import socket
+
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with _addressed(path) as address:
@@ -350,6 +354,8 @@ class ControlServer:
     """
 
     def __init__(self, path: Path, handle: Handler, log: Callable[[str], None]) -> None:
+        import threading
+
         self._path = path
         self._handle = handle
         self._log = log
@@ -359,10 +365,14 @@ class ControlServer:
 
     def start(self) -> None:
         """Begin to accept; returns at once."""
+        import threading
+
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
+        import socket
+
         try:
             self._path.unlink(missing_ok=True)
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -376,6 +386,8 @@ class ControlServer:
             self._changed.wait_for(lambda: self._serving == 0, timeout_s)
 
     def _accept(self) -> None:
+        import threading
+
         while True:
             try:
                 connection, _address = self._listener.accept()
@@ -435,6 +447,8 @@ def _from_system(error: OSError) -> HeddleError:
 
 
 def _listen(path: Path) -> socket.socket:
+    import socket
+
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(listener.fileno(), 0o600)  # bind(2) gives the file the socket's own mode
@@ -454,6 +468,9 @@ def check_peer(connection: socket.socket) -> None:
     Raises:
         NotPermitted: it is somebody else.
     """
+    import socket
+    import struct
+
     size = struct.calcsize("3i")
     _pid, uid, _gid = struct.unpack(
         "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

@@ -12,9 +12,8 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
 from heddle.errors import (
@@ -54,8 +53,7 @@ class MountBusy(Busy):
         self.holders: list[Holder] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Unmounted:
+class Unmounted(NamedTuple):
     """A session that is over.
 
     Attributes:
@@ -93,9 +91,9 @@ def revived(session: Session) -> Session:
         Busy: it can't even be killed.
     """
     if wake(session):
-        return replace(session, state="live")
+        return session._replace(state="live")
     end_process(session)
-    return replace(session, state="stale")
+    return session._replace(state="stale")
 
 
 def wake(session: Session, patience_s: float = PATIENCE_S) -> bool:
@@ -125,14 +123,14 @@ def end_process(session: Session) -> None:
     Raises:
         Busy: it does not end.
     """
-    process = session.process
-    if process is None:
+    if session.record is None:
         return
-    if session.state == "stale":  # it answers, only its mount is gone
+    process = session.record.process
+    if process.is_alive() and session.state == "stale":  # it answers, only its mount is gone
         _ask_to_stop(session)
-        if process.wait(PATIENCE_S):
-            return
-    process.signal(signal.SIGKILL)
+        process.wait(PATIENCE_S)
+    if process.is_alive():
+        process.signal(signal.SIGKILL)
     if not process.wait(PATIENCE_S):
         raise Busy(
             f"session {process.pid} of {session.mountpoint} can't be ended: it waits in the kernel"
@@ -279,7 +277,7 @@ def _answering(session: Session, *, kill: bool) -> Session:
     if kill:
         return revived(session)
     if wake(session):
-        return replace(session, state="live")
+        return session._replace(state="live")
     raise Busy(
         f"the session of {session.mountpoint} does not answer",
         hint=f"heddle unmount --force {session.spec}",
@@ -405,4 +403,4 @@ def _discard(repo: Repository | None, done: Unmounted) -> Unmounted:
     with Overlay.open(repo, done.thread) as overlay:
         dropped = Amount(*overlay.discard())
     kept_in = repo.heddle_dir / "overlays" / ".parked"
-    return replace(done, dirty=None, discarded=dropped, kept_in=kept_in)
+    return done._replace(dirty=None, discarded=dropped, kept_in=kept_in)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heddle import faults
 from heddle.errors import (
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 _DIRTY_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
+class Mounted(NamedTuple):
     """A mount that answers.
 
     Attributes:
@@ -65,8 +65,7 @@ class Mounted:
     already_mounted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MountInfo:
+class MountInfo(NamedTuple):
     """One session as ``heddle mounts`` shows it; fields as in ``registry.Session``.
 
     Attributes:
@@ -99,8 +98,7 @@ class MountInfo:
 # mount
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """How to mount.
 
     Attributes:
@@ -116,7 +114,7 @@ class MountOptions:
     start: str | None = None
     read_only: bool = False
     allow_other: bool = False
-    agent: Mapping[str, str] = field(default_factory=dict)
+    agent: Mapping[str, str] = MappingProxyType({})
     foreground: Callable[[Mounted], None] | None = None
 
 

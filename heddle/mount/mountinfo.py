@@ -7,8 +7,8 @@ looked up inside a mount, so a dead or hung session can't block us. Who serves a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 FSTYPE = "fuse.heddle"
@@ -16,8 +16,7 @@ _SOURCE_PREFIX = "heddle:"
 _MAX_SYMLINKS = 40
 
 
-@dataclass(frozen=True, slots=True)
-class KernelMount:
+class KernelMount(NamedTuple):
     """One line of mountinfo.
 
     Attributes:
@@ -43,8 +42,7 @@ class KernelMount:
         return parse_source(self.source) if self.fstype == FSTYPE else None
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """A host path as seen by the Heddle mount it lies in.
 
     Attributes:

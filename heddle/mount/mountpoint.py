@@ -11,8 +11,8 @@ import select
 import signal
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from heddle.errors import CannotCreate, MountpointUnusable, NotPermitted, StorageError, Unavailable
 from heddle.mount import mountinfo
@@ -23,8 +23,7 @@ _HELPER = "fusermount3"
 _APT_LINE = "apt-get install fuse3"
 
 
-@dataclass(frozen=True, slots=True)
-class Detached:
+class Detached(NamedTuple):
     """How an unmount went.
 
     Attributes:

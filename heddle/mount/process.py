@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
 _DEAD_STATES = "ZXx"
@@ -19,8 +19,7 @@ _STOPPED_STATES = "Tt"
 _COMMAND_MAX_CHARS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(NamedTuple):
     """One process, for good: no other process ever has the same three values.
 
     Attributes:
@@ -37,7 +36,7 @@ class ProcessIdentity:
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of a running process, or None when there is none (a zombie counts as none)."""
         fields = _stat_fields(pid)
-        if fields is None or _is_over(fields):
+        if fields is None or fields[0] in _DEAD_STATES:
             return None
         return cls(pid, int(fields[19]), boot_id())
 
@@ -73,7 +72,9 @@ class ProcessIdentity:
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it has ended, without polling.
+        """Wait until it has ended with all its threads and given its files and locks back, without polling.
+
+        Its first thread may be a zombie before that, and then ``is_alive`` says no already.
 
         Returns:
             True when it is gone, False when it still runs after ``timeout_s`` seconds.
@@ -94,14 +95,14 @@ class ProcessIdentity:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return None
-        if self.is_alive():
+        fields = _stat_fields(self.pid)
+        if fields is not None and (int(fields[19]), boot_id()) == (self.start_ticks, self.boot_id):
             return descriptor
         os.close(descriptor)
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that keeps a mount busy.
 
     Attributes:
@@ -136,11 +137,6 @@ def _stat_fields(pid: int) -> list[str] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return content[content.rindex(b")") + 2 :].decode("ascii").split()
-
-
-def _is_over(fields: list[str]) -> bool:
-    """Whether a process has ended. While other threads of it still do, its first is a zombie already."""
-    return fields[0] in _DEAD_STATES and int(fields[17]) <= 1
 
 
 def _holds(pid: int, inside: bytes) -> bool:

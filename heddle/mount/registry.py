@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from heddle import faults
 from heddle.mount import control, mountinfo
@@ -31,8 +30,7 @@ SessionState = Literal["live", "stale", "hung"]
 PROBE_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
+class SessionRecord(NamedTuple):
     """What a session says of itself when its mount first answers.
 
     Attributes:
@@ -61,7 +59,7 @@ class SessionRecord:
     socket: Path
     log: Path
     made_mountpoint: bool
-    agent: Mapping[str, str] = field(default_factory=dict)
+    agent: Mapping[str, str]
 
     @property
     def source(self) -> str:
@@ -148,8 +146,7 @@ class SessionRecord:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """One session as it is now.
 
     Attributes:
@@ -259,8 +256,7 @@ def recorded(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[
 # judgement
 
 
-@dataclass(slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A place where the kernel shows a Heddle mount, a record names one, or both."""
 
     repository: Path
@@ -303,6 +299,8 @@ def survey(
         if (thread is None or (it.spec == thread and not it.read_only))
         and (mountpoint is None or it.mountpoint == mountpoint)
     ]
+    if not candidates:
+        return []
     answers = control.ping_all([it.socket(runtime) for it in candidates], timeout_s)
     pairs = zip(candidates, answers, strict=True)
     return [_judge(candidate, answer, timeout_s) for candidate, answer in pairs]
@@ -322,7 +320,7 @@ def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Can
         key = (*served, mount.mountpoint)
         if key not in found:
             found[key] = _Candidate(*key, True, mount.read_only, None)
-        found[key].mounted = True
+        found[key] = found[key]._replace(mounted=True)
     return list(found.values())
 
 
@@ -337,16 +335,13 @@ def _is_wanted(mount: KernelMount, repository: Path, repo: Repository | None) ->
 
 
 def _judge(it: _Candidate, answer: control.Message | None, timeout_s: float) -> Session:
-    speaker = _speaker(answer)
-    if speaker is not None and speaker.mountpoint == it.mountpoint:
-        it.record = speaker
-    else:
-        answer = None
-    thread = it.record.thread if it.record is not None else None if it.read_only else it.spec
-    judged = Session(it.repository, thread, it.spec, it.mountpoint, "stale", it.mounted, it.record)
-    return replace(
-        judged, state=_state(judged, answer, timeout_s), doing=(answer or {}).get("doing")
-    )
+    record = _speaker(answer)
+    if record is None or record.mountpoint != it.mountpoint:
+        record, answer = it.record, None
+    thread = record.thread if record is not None else None if it.read_only else it.spec
+    judged = Session(it.repository, thread, it.spec, it.mountpoint, "stale", it.mounted, record)
+    doing = (answer or {}).get("doing")
+    return judged._replace(state=_state(judged, answer, timeout_s), doing=doing)
 
 
 def _state(session: Session, answer: control.Message | None, timeout_s: float) -> SessionState:

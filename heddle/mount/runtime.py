@@ -10,8 +10,8 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from heddle.errors import Busy, CannotCreate, NotPermitted
 
@@ -19,8 +19,7 @@ _ID_CHARS = 16
 _LOCK_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeDirectory:
+class RuntimeDirectory(NamedTuple):
     """Names inside a runtime directory that was checked.
 
     Attributes:

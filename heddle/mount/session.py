@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from heddle import faults
 
@@ -37,8 +36,7 @@ _GOODBYE_S = 5.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a session is asked to serve; everything was checked by ``lifecycle``.
 
     Attributes:
@@ -62,15 +60,14 @@ class Request:
     made_mountpoint: bool
     allow_other: bool
     runtime: str
-    agent: Mapping[str, str] = field(default_factory=dict)
-    recover: bool = False
+    agent: Mapping[str, str]
+    recover: bool
 
     def to_line(self) -> bytes:
         """The request as the line that a session reads."""
         import json
 
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(values).encode("ascii") + b"\n"
+        return json.dumps(self._asdict()).encode("ascii") + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Request:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,6 +172,8 @@ class _Live:
         paths: Sequence[bytes] = (),
         allow_empty: bool = False,
     ) -> Captured:
+        from dataclasses import replace
+
         from heddle.repo.capture import NotRecorded
 
         missed = self.flush()
