@@ -120,9 +120,18 @@ class Database:
         return Thread(rows[0][0], _id(rows[0][1]), *rows[0][2:]) if rows else None
 
     def create_thread(
-        self, name: str, state: ObjectID | None, *, who: str | None = None, message: str = ""
+        self,
+        name: str,
+        state: ObjectID | None,
+        *,
+        who: str | None = None,
+        message: str = "",
+        on_head: bool = False,
     ) -> None:
         """Make a thread.
+
+        Args:
+            on_head: also put HEAD on it.
 
         Raises:
             ThreadExists: the name is taken.
@@ -131,6 +140,8 @@ class Database:
             if _thread_row(sql, name) is not None:
                 raise ThreadExists(f"thread '{name}' exists", hint=f"heddle thread show {name}")
             _insert_thread(_Log(sql, "thread-create", who, message), name, state)
+            if on_head:
+                _put_head(sql, name, who, "switch")
 
     def rename_thread(
         self, old: str, new: str, *, who: str | None = None, overlay_move: tuple[str, str] | None
@@ -281,10 +292,8 @@ class Database:
         """
         with self._connection.transaction() as sql:
             _existing_thread(sql, thread)
-            old = _head(sql)
-            sql.execute("UPDATE head SET thread = ?", (thread,))
             sql.execute("UPDATE worktree SET base = ?", (_text(base),))
-            _Log(sql, kind, who, "").add("head", "HEAD", old, thread)
+            _put_head(sql, thread, who, kind)
 
     def worktree_base(self) -> ObjectID | None:
         """The state the plain working directory was last at; None is the empty tree."""
@@ -598,6 +607,12 @@ def _existing_thread(sql: sqlite3.Connection, name: str) -> str | None:
 
 def _head(sql: sqlite3.Connection) -> str:
     return cast(str, sql.execute("SELECT thread FROM head").fetchone()[0])
+
+
+def _put_head(sql: sqlite3.Connection, thread: str, who: str | None, kind: str) -> None:
+    old = _head(sql)
+    sql.execute("UPDATE head SET thread = ?", (thread,))
+    _Log(sql, kind, who, "").add("head", "HEAD", old, thread)
 
 
 def _promise_move(sql: sqlite3.Connection, move: tuple[str, str] | None) -> None:

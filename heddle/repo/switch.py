@@ -106,9 +106,7 @@ def _switch_to_new(
 ) -> Switched:
     if name in repo.threads:
         raise ThreadExists(f"thread '{name}' exists", hint=f"heddle switch {name}")
-    repo.threads.create(name, base, attribution=attribution)
-    faults.reach("switch.before-head")
-    repo.move_head(name, base=base, attribution=attribution)
+    repo.threads.create(name, base, attribution=attribution, on_head=True)
     return Switched(name, base, 0)
 
 

@@ -71,8 +71,12 @@ class Threads:
         *,
         attribution: Attribution | None = None,
         message: str = "",
+        on_head: bool = False,
     ) -> Thread:
         """Make a thread at a state, or without one.
+
+        Args:
+            on_head: put HEAD on it in the same step; it must be where the working directory is.
 
         Raises:
             InvalidName: the name can't be a thread's.
@@ -84,7 +88,7 @@ class Threads:
         if name not in self:
             self._park_orphan(name)
         self._repo.database.create_thread(
-            name, state, who=self._repo.who(attribution), message=message
+            name, state, who=self._repo.who(attribution), message=message, on_head=on_head
         )
         return self.get(name)
 
