@@ -131,6 +131,8 @@ def as_heddle_error(error: Exception) -> HeddleError:
         return _usage_error(error)
     if isinstance(error, OSError):
         return _system_error(error)
+    if isinstance(error, UnicodeEncodeError):  # of what was typed: nothing of ours makes surrogates
+        return UsageError(f"{error.object!r} is not UTF-8")
     if isinstance(error, KeyError) and _is_object_id(error.args):
         name = error.args[0].decode()
         return ObjectMissing(f"object {name} is in no pack", hint="heddle fsck --full")

@@ -424,6 +424,17 @@ def test_an_interrupt_is_130(heddle: Heddle, monkeypatch: pytest.MonkeyPatch) ->
     assert heddle("version", code=130).stderr == ""
 
 
+def test_a_name_that_could_be_nobodys_is_64(heddle: Heddle, captured: Path) -> None:
+    """A thread's name that is not UTF-8 is wrong in itself, wherever it is asked for."""
+    name = os.fsdecode(b"a\xff")
+    for words in (
+        ["thread", "create"], ["thread", "show"], ["thread", "delete"], ["switch"], ["show"], ["log"],
+        ["marker", "show"], ["capture", "--thread"], ["mount"], ["unmount"],
+    ):  # fmt: skip
+        error = heddle(*words, name, "--json", code=None).error
+        assert error["exit_code"] in (64, 65), words
+
+
 def test_control_characters_of_an_error_are_escaped(heddle: Heddle, work: Path) -> None:
     """A name can't move the cursor of whoever reads the error."""
     stderr = heddle("thread", "show", "a\x1b[2Jb", code=None).stderr
