@@ -548,7 +548,7 @@ class _Log:
 
     def __init__(self, sql: sqlite3.Connection, kind: str, who: str | None, message: str) -> None:
         self.sql = sql
-        self._shared = (kind, who, message)
+        self._shared = (kind, who and _as_text(who), _as_text(message))
         last = sql.execute("SELECT time_ns FROM operations ORDER BY id DESC LIMIT 1").fetchone()
         self.time_ns = max(time.time_ns(), last[0] + 1 if last else 0)
 
@@ -559,6 +559,11 @@ class _Log:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (self.time_ns, kind, subject, name, old, new, who, message),
         )
+
+
+def _as_text(words: str) -> str:
+    """Words for people: bytes that were not UTF-8, which SQLite can't hold as text, become ``?``."""
+    return words.encode("utf-8", "replace").decode()
 
 
 def _insert_thread(log: _Log, name: str, state: ObjectID | None) -> None:
