@@ -247,7 +247,7 @@ def measure(bench: Bench) -> None:
         for workload in WORKLOADS
         for condition in conditions
     }
-    for number in range(bench.repetitions(7)):
+    for number in range(bench.repetitions(5)):
         for peer in peers:
             _turn(peer, number, samples, cold=cold)
         peers.reverse()
