@@ -26,6 +26,7 @@ VERBS = (
     "show",
     "diff",
     "whoami",
+    "git",
     "config",
     "fsck",
     "version",

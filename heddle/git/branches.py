@@ -383,7 +383,11 @@ class _Comparison:
         faults.reach("branches.before-ref")
         subject = self._repo.state(new).message.partition("\n")[0]
         self._refs.move(
-            HEADS + name.encode(), old, new, who=self._who, message=f"heddle: {subject}".encode()
+            HEADS + name.encode(),
+            old,
+            new,
+            who=self._who,
+            message=f"heddle: {subject}".encode(errors="surrogateescape"),
         )
 
     def _bring_index(self, old: ObjectID | None, new: ObjectID | None) -> None:

@@ -11,7 +11,7 @@ and that the next import finds to be there already.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,7 +202,8 @@ def _take_objects(repo: Repository, objects: Path, progress: Progress | None) ->
             count = writer.count
             writer.commit()
     finally:
-        source.close()
+        with suppress(BufferError):  # dulwich, when an error kept a part of a mapped pack alive
+            source.close()
     repo.store.refresh()
     return count
 

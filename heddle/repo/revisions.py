@@ -126,13 +126,20 @@ def _tips(repo: Repository) -> list[ObjectID]:
 def _in_git(repo: Repository, name: str) -> ObjectID | None:
     """What git calls by this name, in a repository on a git checkout."""
     if repo.git is None:
-        return None
+        return _in_refs(repo, name)
     from heddle.repo import gitlink
 
     found = gitlink.resolve(repo.git, name)
     if len(set(found.values())) > 1:
         raise _ambiguous(name, [f"{ref} {_short(state)}" for ref, state in found.items()])
     return next(iter(found.values()), None)
+
+
+def _in_refs(repo: Repository, name: str) -> ObjectID | None:
+    """A remote branch that was fetched into a repository that stands alone."""
+    found = repo.database.refs().get(b"refs/remotes/" + name.encode(errors="surrogateescape"))
+    target = cast("ObjectID | None", found)
+    return target if target and repo.is_state(target) else None
 
 
 def _ancestor(repo: Repository, spec: str, state: ObjectID, steps: int) -> ObjectID:

@@ -1,0 +1,440 @@
+"""Threads and branches in step, whoever moved them: heddle on a checkout that git uses too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import heddle
+from heddle import api
+from heddle.errors import DataError
+from heddle.git.branches import Action, Diverged, decide, follow
+from heddle.repo.database import Branch, Thread
+
+from .conftest import Git, commit_file, run_git, state
+
+A, B, C = (letter * 40 for letter in (b"a", b"b", b"c"))
+
+
+def thread(at: bytes | None) -> Thread:
+    return Thread("t", at, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "row", "expected"),
+    [
+        (None, A, None, Action.MAKE),
+        (thread(A), A, None, Action.SAME),
+        (thread(A), A, Branch(A), Action.NOTHING),
+        (thread(A), A, Branch(B), Action.SAME),
+        (thread(A), B, Branch(A), Action.FOLLOW),
+        (thread(None), B, Branch(None), Action.FOLLOW),
+        (thread(B), A, Branch(A), Action.PUSH),
+        (thread(B), C, Branch(A), Action.WEIGH),
+        (thread(B), C, None, Action.WEIGH),
+        (thread(A), None, Branch(A), Action.FORGET),
+        (thread(B), None, Branch(None), Action.PUSH),
+        (thread(A), None, None, Action.NOTHING),
+        (None, A, Branch(A), Action.DROP),
+        (None, B, Branch(A), Action.MAKE),
+        (None, A, Branch(A, dropped=True), Action.NOTHING),
+        (None, B, Branch(A, dropped=True), Action.MAKE),
+        (thread(B), A, Branch(A, dropped=True), Action.WEIGH),
+        (None, None, Branch(A), Action.FORGET),
+    ],
+)
+def test_who_moved_decides(
+    here: Thread | None, there: bytes | None, row: Branch | None, expected: Action
+) -> None:
+    """The side that left where both last agreed is followed; when both did, or never agreed, history is weighed."""
+    assert expected == decide(here, there, row)
+
+
+# what git did
+
+
+def test_branches_are_threads(checkout: Path, git: Git) -> None:
+    """Every branch of a checkout is a thread of its name at its commit."""
+    git("branch", "side", "HEAD~1")
+    heddle.init(checkout)
+
+    repo = heddle.open(checkout)
+
+    assert [(each.name, each.state) for each in repo.threads] == [
+        ("main", git("rev-parse", "main").encode()),
+        ("side", git("rev-parse", "side").encode()),
+    ]
+
+
+def test_a_commit_is_seen(repo: api.Repository) -> None:
+    """After git commit the thread is at the new commit and nothing counts as changed."""
+    new = commit_file(repo.path, "c.txt", "c\n")
+
+    again = heddle.open(repo.path)
+
+    assert new == state(again, "main")
+    assert list(again.status().changes) == []
+
+
+def test_a_switch_is_seen(repo: api.Repository, git: Git) -> None:
+    """After git switch -c HEAD is on that thread."""
+    git("switch", "-q", "-c", "topic")
+
+    assert heddle.open(repo.path).head == "topic"
+
+
+def test_a_rebase_is_seen(repo: api.Repository, git: Git) -> None:
+    """After git rebase the thread is at the rewritten commits."""
+    git("switch", "-q", "-c", "topic", "HEAD~1")
+    commit_file(repo.path, "t.txt", "t\n")
+    old = state(heddle.open(repo.path), "topic")
+    git("rebase", "-q", "main")
+
+    again = heddle.open(repo.path)
+
+    assert old != state(again, "topic") == git("rev-parse", "topic")
+    assert again.git_problems == {}
+
+
+def test_a_detached_head_is_a_thread_of_its_own(repo: api.Repository, git: Git) -> None:
+    """On a detached HEAD captures go to a thread beside the branches, and the way back is followed."""
+    git("switch", "-q", "--detach", "HEAD~1")
+    there = heddle.open(repo.path)
+
+    assert ("detached", git("rev-parse", "HEAD")) == (there.head, state(there, there.head))
+
+    git("switch", "-q", "main")
+
+    assert heddle.open(repo.path).head == "main"
+
+
+def test_a_deleted_branch_leaves_its_thread(repo: api.Repository, git: Git) -> None:
+    """git branch -D takes the branch; the thread keeps the state."""
+    git("branch", "gone")
+    kept = state(heddle.open(repo.path), "gone")
+    git("branch", "-q", "-D", "gone")
+
+    assert kept == state(heddle.open(repo.path), "gone")
+
+
+def test_a_deleted_thread_leaves_its_branch(repo: api.Repository, git: Git) -> None:
+    """A thread that was deleted does not come back until its branch moves."""
+    git("branch", "side", "HEAD~1")
+    heddle.open(repo.path).threads.delete("side")
+
+    assert "side" not in heddle.open(repo.path).threads
+
+    git("branch", "-f", "side", "main")
+
+    assert git("rev-parse", "side") == state(heddle.open(repo.path), "side")
+
+
+def test_packed_refs_are_seen(repo: api.Repository, git: Git) -> None:
+    """A branch that only packed-refs names is a thread too."""
+    git("branch", "packed", "HEAD~1")
+    git("pack-refs", "--all")
+
+    assert git("rev-parse", "packed") == state(heddle.open(repo.path), "packed")
+
+
+def test_nothing_is_read_when_nothing_moved(
+    repo: api.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second look costs no reading of refs."""
+    follow(repo)
+    monkeypatch.setattr("heddle.git.branches.GitRefs", None)
+
+    assert follow(repo).followed == {}
+
+
+# what heddle did
+
+
+def test_a_capture_moves_the_branch(repo: api.Repository, git: Git) -> None:
+    """A capture is a commit of git's branch, with index, reflog and objects that git finds sound."""
+    (repo.path / "a.txt").write_text("changed\n")
+    (repo.path / "new.txt").write_text("new\n")
+    (repo.path / "b.txt").unlink()
+
+    captured = repo.capture(message="By heddle")
+
+    assert captured.state.id.decode() == git("rev-parse", "main")
+    assert git("status", "--porcelain") == ""
+    assert "heddle: By heddle" in git("reflog", "-1", "main") and git("reflog", "-1", "HEAD")
+    assert git("fsck", "--strict", "--full") == ""
+
+
+def test_what_is_staged_elsewhere_stays_staged(repo: api.Repository, git: Git) -> None:
+    """A capture of one path leaves git's index as it was at the others."""
+    (repo.path / "a.txt").write_text("changed\n")
+    (repo.path / "b.txt").write_text("staged\n")
+    git("add", "b.txt")
+
+    repo.capture(message="Only a", paths=[b"a.txt"])
+
+    assert git("status", "--porcelain") == "M  b.txt"
+
+
+def test_a_file_that_becomes_a_directory(repo: api.Repository, git: Git) -> None:
+    """Git's index follows a file that becomes a directory, and back."""
+    (repo.path / "a.txt").unlink()
+    (repo.path / "a.txt").mkdir()
+    (repo.path / "a.txt" / "inside").write_text("in\n")
+    repo.capture(message="A directory")
+
+    assert git("status", "--porcelain") == ""
+
+    (repo.path / "a.txt" / "inside").unlink()
+    (repo.path / "a.txt").rmdir()
+    (repo.path / "a.txt").write_text("file\n")
+    repo.capture(message="A file")
+
+    assert git("status", "--porcelain") == ""
+
+
+def test_the_first_capture_of_an_empty_git_repository(tmp_path: Path, git: Git) -> None:
+    """A branch that has no commit yet is born by a capture."""
+    (tmp_path / "work").mkdir()
+    git("init", "-q", "-b", "trunk")
+    heddle.init(tmp_path / "work")
+    repo = heddle.open(tmp_path / "work")
+    (repo.path / "f").write_text("1")
+
+    repo.capture(message="First")
+
+    assert state(repo, "trunk") == git("rev-parse", "trunk")
+    assert git("status", "--porcelain") == ""
+
+
+def test_a_heddle_switch_moves_gits_head(repo: api.Repository, git: Git) -> None:
+    """heddle switch is git switch: HEAD, index and working directory go together."""
+    git("branch", "side", "HEAD~1")
+    repo = heddle.open(repo.path)
+
+    repo.switch("side")
+
+    assert (git("branch", "--show-current"), git("status", "--porcelain")) == ("side", "")
+
+
+def test_a_thread_that_is_switched_to_becomes_a_branch(repo: api.Repository, git: Git) -> None:
+    """heddle switch --create makes the branch, and captures on it move that."""
+    repo.switch("mine", create=True)
+    (repo.path / "mine.txt").write_text("mine\n")
+    repo.capture(message="Mine")
+
+    assert state(repo, "mine") == git("rev-parse", "mine") == git("rev-parse", "HEAD")
+    assert git("status", "--porcelain") == ""
+
+
+def test_other_threads_stay_out_of_git(repo: api.Repository, git: Git) -> None:
+    """A thread that is no branch is none of git's business."""
+    repo.threads.create("agent-1", repo.resolve("main"))
+    heddle.open(repo.path)
+
+    assert git("for-each-ref", "--format=%(refname:short)", "refs/heads") == "main"
+
+
+def test_a_branch_checked_out_elsewhere_is_not_moved(
+    repo: api.Repository, git: Git, tmp_path: Path
+) -> None:
+    """A branch that a linked worktree is on stays, and why is said."""
+    git("worktree", "add", "-q", tmp_path / "linked", "-b", "linked")
+    repo = heddle.open(repo.path)
+    before = git("rev-parse", "linked")
+    _advance(repo, "linked")
+
+    repo.follow_git()
+
+    assert before == git("rev-parse", "linked")
+    assert str(tmp_path / "linked") in repo.git_problems["linked"].message
+
+
+def _advance(repo: api.Repository, name: str, message: str = "Advance") -> bytes:
+    """Put a new state on a thread without touching the working directory."""
+    from heddle.repo.capture import record_state
+
+    old = repo.threads.get(name).state
+    with repo.store.writer() as writer:
+        blob = writer.add_blob(message.encode())
+        tree = writer.add_tree([(b"made.txt", 0o100644, blob)])
+        made = record_state(
+            repo, writer, thread=name, expected=old, tree=tree,
+            attribution=repo.attribution(), message=message,
+        )  # fmt: skip
+    return made.id
+
+
+# both did
+
+
+@pytest.fixture
+def diverged(repo: api.Repository, git: Git) -> api.Repository:
+    """Thread and branch ``side``, each with a state that the other has not."""
+    git("branch", "side")
+    repo = heddle.open(repo.path)
+    _advance(repo, "side")
+    git(
+        "update-ref",
+        "refs/heads/side",
+        git("commit-tree", "-p", "side", "-m", "git", "side^{tree}"),
+    )
+    return heddle.open(repo.path)
+
+
+def test_diverged_sides_are_both_kept(diverged: api.Repository, git: Git) -> None:
+    """Neither is overwritten, both ids are shown, and a way out is named."""
+    problem = diverged.git_problems["side"]
+
+    assert isinstance(problem, Diverged) and problem.exit_code == 65
+    assert state(diverged, "side")[:12] in problem.message
+    assert git("rev-parse", "side")[:12] in problem.message
+    assert state(diverged, "side") != git("rev-parse", "side")
+    assert problem.hint and "heddle thread rename side" in problem.hint
+
+
+def test_a_capture_on_a_diverged_thread_is_refused(diverged: api.Repository, git: Git) -> None:
+    """Before anything is recorded."""
+    before = state(diverged, "main")
+    _advance(diverged, "main")
+    git("commit", "-q", "--allow-empty", "-m", "Git's own")
+    repo = heddle.open(diverged.path)
+    (repo.path / "more").write_text("more")
+    kept = state(repo, "main")
+
+    with pytest.raises(Diverged):
+        repo.capture(message="More")
+
+    assert before != kept == state(repo, "main")
+
+
+def test_renaming_the_thread_keeps_both(diverged: api.Repository, git: Git) -> None:
+    """The first way out: the thread goes on under another name and the branch is a thread again."""
+    mine = state(diverged, "side")
+    diverged.threads.rename("side", "side-mine")
+
+    again = heddle.open(diverged.path)
+
+    assert (git("rev-parse", "side"), mine) == (state(again, "side"), state(again, "side-mine"))
+    assert again.git_problems == {}
+
+
+def test_forcing_the_export_moves_the_branch(diverged: api.Repository, git: Git) -> None:
+    """The second way out: the branch goes to the thread's state, and git's reflog keeps the other."""
+    from heddle.git.export import export
+
+    theirs = git("rev-parse", "side")
+    export(diverged, ["side"], force=True)
+
+    assert state(diverged, "side") == git("rev-parse", "side")
+    assert theirs == git("rev-parse", "side@{1}")
+
+
+# bad input
+
+
+def test_a_locked_index_keeps_the_branch_and_says_so(repo: api.Repository, git: Git) -> None:
+    """The capture is recorded; branch and index wait together and are brought along when the lock is gone."""
+    before = git("rev-parse", "main")
+    lock = repo.path / ".git" / "index.lock"
+    lock.touch()
+    (repo.path / "a.txt").write_text("changed\n")
+    captured = repo.capture(message="Locked out")
+
+    assert before == git("rev-parse", "main")
+    assert str(lock) in repo.git_problems["main"].message
+    assert repo.git_problems["main"].exit_code == 75
+
+    lock.unlink()
+    heddle.open(repo.path)
+
+    assert captured.state.id.decode() == git("rev-parse", "main")
+    assert git("status", "--porcelain") == ""
+
+
+def test_a_locked_branch_is_moved_later(repo: api.Repository, git: Git) -> None:
+    """A ref that git holds locked is a problem that names the lock, and is moved by a later command."""
+    git("branch", "side")
+    repo = heddle.open(repo.path)
+    new = _advance(repo, "side")
+    lock = repo.path / ".git/refs/heads/side.lock"
+    lock.touch()
+    repo.follow_git()
+
+    assert "side.lock" in repo.git_problems["side"].message
+
+    lock.unlink()
+    repo.follow_git()
+
+    assert new.decode() == git("rev-parse", "side")
+
+
+def test_no_capture_in_the_middle_of_a_merge(repo: api.Repository, git: Git) -> None:
+    """A capture would lose the second parent: it is refused and says what to do."""
+    git("switch", "-q", "-c", "other", "HEAD~1")
+    commit_file(repo.path, "b.txt", "conflict\n")
+    git("merge", "-q", "main", code=1)
+    repo = heddle.open(repo.path)
+
+    with pytest.raises(DataError, match="middle of a merge"):
+        repo.capture(message="Half")
+
+
+def test_a_format_of_the_future_is_refused(repo: api.Repository, git: Git) -> None:
+    """A git repository with an unknown extension is not written to; heddle itself still opens."""
+    git("config", "core.repositoryformatversion", "1")
+    git("config", "extensions.heddletest", "true")
+    git("branch", "-f", "side", code=None)
+    (repo.path / ".git/refs/heads/side").write_text(state(repo, "main") + "\n")
+
+    again = heddle.open(repo.path)
+
+    assert "does not know" in again.git_problems[""].message
+    assert "main" in again.threads
+
+
+def test_damaged_refs_are_said_and_nothing_moves(repo: api.Repository) -> None:
+    """A branch that holds no id is left out or reported; the threads stay as they were."""
+    before = [(each.name, each.state) for each in repo.threads]
+    (repo.path / ".git/packed-refs").write_bytes(b"# pack-refs with: peeled\nrubbish\n")
+
+    again = heddle.open(repo.path)
+
+    assert before == [(each.name, each.state) for each in again.threads]
+    assert "damaged" in again.git_problems[""].message
+
+
+CRASHES = [
+    "gitpack.before-pack",
+    "gitpack.before-index",
+    "branches.before-ref",
+    "branches.before-follow",
+]
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_a_crash_is_finished_by_the_next_command(
+    repo: api.Repository, git: Git, point: str
+) -> None:
+    """Killed between any two steps, git stays sound, and the next command brings both in step."""
+    git("branch", "side")
+    heddle.open(repo.path)
+    commit_file(repo.path, "c.txt", "c\n")
+    (repo.path / "a.txt").write_text("changed\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "heddle", "capture", "-m", "Killed"],
+        cwd=repo.path,
+        env={**os.environ, "HEDDLE_FAULT": point},
+        capture_output=True,
+    )
+
+    assert done.returncode == -9, done
+    run_git(repo.path, "fsck", "--strict")
+    again = heddle.open(repo.path)
+
+    assert again.git_problems == {}
+    assert state(again, "main") == git("rev-parse", "main")
+    run_git(repo.path, "fsck", "--strict")
