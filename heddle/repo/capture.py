@@ -23,6 +23,10 @@ from heddle.objects import state as states
 from heddle.objects.gitformat import COMMIT
 from heddle.objects.state import State
 from heddle.repo.changes import DIRECTORY_MODE, Change, NotRecorded, change_between, within
+from heddle.repo.reading import NotReadable, for_each, take
+from heddle.repo.statcache import Entry, Stat, collector_paused
+from heddle.repo.treeedit import edit_tree
+from heddle.repo.worktree import Found, Scan, git_mode, working_directory_locked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -30,8 +34,6 @@ if TYPE_CHECKING:
     from heddle.attribution import Attribution
     from heddle.objects.pack import PackWriter
     from heddle.repo.repository import Repository
-    from heddle.repo.statcache import Entry, Stat
-    from heddle.repo.worktree import Found
 
 __all__ = ["Captured", "NotRecorded", "capture_worktree", "record_state"]
 
@@ -147,9 +149,6 @@ def capture_worktree(
         Busy: another command is changing the working directory.
         StorageError: the disk is full or failing; nothing was changed.
     """
-    from heddle.repo.statcache import collector_paused
-    from heddle.repo.worktree import working_directory_locked
-
     started = time.perf_counter()
     with working_directory_locked(repo), collector_paused():
         head, base = _where_it_is(repo, thread)
@@ -224,8 +223,6 @@ class _Recording:
     def __init__(
         self, repo: Repository, base_tree: ObjectID | None, paths: Sequence[bytes]
     ) -> None:
-        from heddle.repo.worktree import Scan
-
         self._repo = repo
         self.base_tree = base_tree
         self.changes: list[Change] = []
@@ -239,9 +236,6 @@ class _Recording:
 
     def store(self, writer: PackWriter, progress: Callable[[int, int], None] | None) -> ObjectID:
         """Store what was found and build the tree."""
-        from heddle.repo.reading import for_each
-        from heddle.repo.treeedit import edit_tree
-
         found = self._scan.found
         gone = self._scan.gone.copy()
 
@@ -262,9 +256,6 @@ class _Recording:
 
     def _record(self, found: Found, writer: PackWriter, gone: dict[bytes, Entry]) -> None:
         """Store one file; called from several threads."""
-        from heddle.repo.reading import NotReadable, take
-        from heddle.repo.worktree import git_mode
-
         is_link = stat.S_ISLNK(found.status.st_mode)
         try:
             taken = take(self._scan.host(found.path), writer, is_link=is_link)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from heddle.objects.gitformat import BLOB
 from heddle.objects.layout import WHOLE_LIMIT
-from heddle.objects.pack import ChangedWhileRead
 from heddle.repo.statcache import Stat, is_settled, stat_of
 
 if TYPE_CHECKING:
@@ -75,6 +74,8 @@ class Hasher:
         Raises:
             ChangedWhileRead: it is not ``size`` bytes.
         """
+        from heddle.objects.pack import ChangedWhileRead
+
         counted = 0
 
         def pieces() -> Iterator[bytes]:
@@ -166,6 +167,8 @@ def _read_into(sink: BlobSink, fd: int, size: int) -> ObjectID | None:
         while len(content) < size and (more := os.read(fd, size + 1 - len(content))):
             content += more
         return sink.add_blob(content) if len(content) == size else None
+    from heddle.objects.pack import ChangedWhileRead  # costs a status that needs it not at all
+
     try:
         return sink.add_blob_from(lambda count: os.read(fd, count), size)
     except ChangedWhileRead:
@@ -178,7 +181,7 @@ def for_each(items: Sequence[_Item], work: Callable[[_Item], None]) -> None:
     Raises:
         BaseException: the first that ``work`` raised; what others had begun is finished, no more.
     """
-    threads = len(os.sched_getaffinity(0)) + 1 if len(items) > _ALONE else 0
+    threads = len(os.sched_getaffinity(0)) if len(items) > _ALONE else 0
     numbers = itertools.count()
     failures: list[BaseException] = []
 
