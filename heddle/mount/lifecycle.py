@@ -146,7 +146,7 @@ def mount(
         Busy: another command is at it, or a session that hangs can't be ended.
     """
     _check_names(spec, options)
-    starting = None if options.foreground else Starting.spawn(repo.environment)
+    starting = None if options.foreground else Starting.take(repo.environment)
     try:
         mountpoint.check_fuse(allow_other=options.allow_other)
         place = None if where is None else mountinfo.resolve_outside(where)

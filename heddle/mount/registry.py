@@ -190,6 +190,9 @@ class Session(NamedTuple):
 
 def session_id(runtime: RuntimeDirectory, session: Session | SessionRecord) -> str:
     """The short name of a session's files; a thread has one session, a state may have several."""
+    record = session.record if isinstance(session, Session) else session
+    if record is not None:
+        return record.socket.stem
     where = None if session.thread is not None else session.mountpoint
     return runtime.session_id(session.repository, session.spec, where)
 

@@ -6,7 +6,6 @@ that is checked before a mount, so both happen at once. What is asked and answer
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,8 @@ from heddle.errors import HeddleError, Unavailable
 
 if TYPE_CHECKING:
     from heddle.mount.session import Request
+
+_ahead: Starting | None = None
 
 # -P keeps the current directory, which an agent may write to, out of the module path.
 _COMMAND = ("-P", "-m", "heddle.mount.session")
@@ -64,6 +65,33 @@ class Starting:
             os.close(request_read)
             os.close(reply_write)
         return cls(pid, request_write, reply_read)
+
+    @classmethod
+    def ahead(cls, environment: Mapping[str, str]) -> None:
+        """Start a process for the mount that this command will probably make, before anything else is done.
+
+        ``take`` hands it out; ``abandon`` ends one that nobody took.
+        """
+        global _ahead
+        try:
+            _ahead = cls.spawn(environment)
+        except OSError:
+            _ahead = None  # it will be tried again, and then reported
+
+    @classmethod
+    def take(cls, environment: Mapping[str, str]) -> Starting:
+        """The process that was started ahead, or a new one."""
+        global _ahead
+        started, _ahead = _ahead, None
+        return started if started is not None else cls.spawn(environment)
+
+    @staticmethod
+    def abandon() -> None:
+        """End a process that was started ahead and not taken."""
+        global _ahead
+        if _ahead is not None:
+            _ahead.close()
+            _ahead = None
 
     def finish(self, request: Request) -> dict[str, Any]:
         """Tell the session what to serve and wait until it does.
@@ -121,6 +149,8 @@ class Starting:
 
 def _message(line: bytes) -> dict[str, Any] | None:
     """A line of the session's, or None for anything else that was printed (a traceback)."""
+    import json
+
     try:
         message = json.loads(line)
     except ValueError:
