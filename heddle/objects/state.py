@@ -209,11 +209,10 @@ def decode(id: ObjectID, raw: bytes) -> State:
 
 
 def _headers(head: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each header; the further lines of a folded one (a signature) are left out."""
+    """Yield each header; the further lines of a folded one (a signature) begin with a space, so their name is empty."""
     for line in head.split(b"\n"):
-        if not line.startswith(b" "):
-            name, _, value = line.partition(b" ")
-            yield name, value
+        name, _, value = line.partition(b" ")
+        yield name, value
 
 
 def _decode_identity(value: bytes, encoding: str) -> tuple[Principal, int, int]:

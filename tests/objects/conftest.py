@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from heddle.objects.store import ObjectStore
+
+# A busy machine must not fail a test: what is claimed here is never how long something takes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 Git = Callable[..., bytes]
 

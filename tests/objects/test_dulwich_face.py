@@ -261,11 +261,14 @@ def test_a_pack_that_is_too_long(git: Git, upstream: str, tmp_path: Path) -> Non
     assert list(store) == []
 
 
-def test_a_damaged_pack_is_refused(git: Git, upstream: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", [0.5, 1], ids=["in an object", "in the checksum"])
+def test_a_damaged_pack_is_refused(
+    git: Git, upstream: str, tmp_path: Path, position: float
+) -> None:
     """A git pack with a flipped bit brings in nothing."""
     store = ObjectStore.create(tmp_path / "objects", object_format=upstream)
     data = bytearray(packed(git, "main"))
-    data[len(data) // 2] ^= 1
+    data[int((len(data) - 1) * position)] ^= 1
     file, commit, _ = store.add_pack()
     file.write(data)
     with pytest.raises(Exception, match=r"."):

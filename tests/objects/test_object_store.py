@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dulwich.objects import Blob
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heddle.errors import CorruptObject
 from heddle.objects import packs
 from heddle.objects.gitformat import BLOB, TREE, to_raw
+from heddle.objects.index import Index
 from heddle.objects.output import remove_abandoned
 from heddle.objects.store import ObjectStore
 
@@ -182,30 +184,70 @@ def test_an_object_in_two_packs(store: ObjectStore, tmp_path: Path) -> None:
         assert len(list(opened)) == 2
 
 
+def test_an_index_opened_by_another_thread(store: ObjectStore) -> None:
+    """A lookup that had searched what was open when another thread opened the rest searches again."""
+
+    class Interrupted(dict[bytes, Index]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            found = super().get(key, default)
+            while directory._unopened:  # the other thread, at the worst moment
+                directory._open_next()
+            return found
+
+    ids = [put(store, b"%d" % number)[0] for number in range(3)]
+    store = ObjectStore(store.path)
+    directory = store._packs
+    directory._small = Interrupted()
+
+    assert [directory.find(to_raw(each, 20)) is not None for each in ids] == [True] * 3
+
+
+def test_a_directory_listed_by_another_thread(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lookup that missed looks again when another thread has listed the directory meanwhile."""
+    directory = store._packs
+    directory.refresh()
+    find = directory.find
+    wanted = Blob.from_string(b"one").id
+
+    def interrupted(raw_id: bytes) -> Any:
+        found = find(raw_id)
+        if wanted not in other:
+            put(other, b"one")
+            directory.refresh()  # the other thread, at the worst moment
+        return found
+
+    other = ObjectStore(store.path)
+    monkeypatch.setattr(directory, "find", interrupted)
+
+    assert wanted in store
+
+
+def test_a_clock_that_stands_still(store: ObjectStore) -> None:
+    """A pack that appears without the directory's mtime changing is found all the same."""
+    directory = store.path / "packs"
+    soon = time.time_ns() + 10**10
+    os.utime(directory, ns=(soon, soon))
+    assert b"0" * 40 not in store
+    (object_id,) = put(ObjectStore(store.path), b"one")
+    os.utime(directory, ns=(soon, soon))
+
+    assert object_id in store
+
+
 def test_threads_that_look_at_once(store: ObjectStore) -> None:
-    """However threads interleave while indexes are opened and packs appear, each finds what is there."""
+    """However threads interleave while indexes are opened, each finds what is there."""
     ids = [put(store, b"%d" % number)[0] for number in range(40)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(15):
-            fresh = ObjectStore(store.path)
-            missed: list[bytes] = []
+    turns = [ids[turn:] + ids[:turn] for turn in range(0, 40, 8)]
 
-            def look(wanted: list[bytes], fresh: ObjectStore, missed: list[bytes]) -> None:
-                missed += [object_id for object_id in wanted if object_id not in fresh]
+    def look(store: ObjectStore, wanted: list[bytes]) -> list[bool]:
+        return [object_id in store for object_id in wanted]
 
-            threads = [
-                threading.Thread(target=look, args=(ids[turn:] + ids[:turn], fresh, missed))
-                for turn in range(0, 40, 8)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert missed == []
-    finally:
-        sys.setswitchinterval(interval)
+    for _ in range(10):
+        with ThreadPoolExecutor(5) as pool:
+            found = list(pool.map(look, [ObjectStore(store.path)] * 5, turns))
+        assert found == [[True] * 40] * 5
 
 
 # Alternates
