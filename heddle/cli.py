@@ -45,15 +45,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fill_closed_streams()
         _expect_a_short_life()
     args = list(sys.argv[1:] if argv is None else argv)
+    if _will_mount(args):
+        from heddle.mount.starting import Starting
+
+        Starting.ahead(os.environ)
     run = _version if args == ["--version"] else _program
     started_in = _current_directory()
     try:
         return failures.guarded(args, lambda: run(args))
     finally:
         if started_in is not None and started_in != _current_directory():
-            os.chdir(started_in)
+            _go_back(started_in)
+        if "heddle.mount.starting" in sys.modules:
+            sys.modules["heddle.mount.starting"].Starting.abandon()
         if argv is None:
             gc.freeze()  # the interpreter's last collections need not look at what ends with it
+
+
+def _will_mount(args: list[str]) -> bool:
+    """Whether this is ``heddle mount``: a session's process is then started before the parser is even loaded.
+
+    It takes longer to start than all that this command does, and ends by itself when it is not needed.
+    """
+    words = iter(args)
+    for word in words:
+        if word in ("-C", "--color"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word == "mount" and not {"-h", "--help", "--foreground"} & set(args)
+    return False
 
 
 def _fill_closed_streams() -> None:
@@ -97,6 +117,13 @@ def _program(args: list[str]) -> int:
     finally:
         close_repositories()
     return 0
+
+
+def _go_back(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError:
+        pass  # it was a mount, and is no more
 
 
 def _current_directory() -> str | None:
