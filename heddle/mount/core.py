@@ -1408,6 +1408,9 @@ class ContentAddressedMount(PlatformShell):
             os.setxattr(where, name, value, follow_symlinks=False)
 
     def remove_xattr(self, node: NodeId, name: bytes) -> None:
+        self._check_xattr_change(name)
+        if not self._node(node).upper:
+            raise NoAttribute
         found = self._xattr_writable(node, name)
         where = self._xattr_path(found)
         try:
@@ -1429,13 +1432,16 @@ class ContentAddressedMount(PlatformShell):
         encoded = [os.fsencode(name) for name in names]
         return [name for name in encoded if not name.startswith(up.PRIVATE_PREFIXES)]
 
-    def _xattr_writable(self, node: NodeId, name: bytes) -> Node:
-        found = self._node(node)
+    def _check_xattr_change(self, name: bytes) -> None:
         self._require_writable()
         if name.startswith(up.PRIVATE_PREFIXES):
             raise NotAllowed
         if not name.startswith(_XATTR_NAMESPACES):
             raise NotSupported
+
+    def _xattr_writable(self, node: NodeId, name: bytes) -> Node:
+        found = self._node(node)
+        self._check_xattr_change(name)
         if isinstance(found, DirNode):
             self.raise_dir(found)
         else:

@@ -256,8 +256,8 @@ class Operations(_Handlers):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        if fields.update_size and attr.st_size > 0:
-            await self._fill(node)
+        if fields.update_size:
+            await self._fill(node, replaced=attr.st_size == 0)
         update = AttrUpdate(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -315,8 +315,8 @@ class Operations(_Handlers):
     async def open(self, ino: NodeId, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         write = bool(flags & _OPEN_FLAGS_WRITE)
         truncate = bool(flags & os.O_TRUNC)
-        if write and not truncate:
-            await self._fill(ino)
+        if write or truncate:
+            await self._fill(ino, replaced=truncate)
         caller = Caller(ctx.uid, ctx.gid)
         self.core.on_open(ino, write=write or truncate, truncate=truncate, caller=caller)
         handle = self._new_handle(ino, write or truncate)
@@ -342,20 +342,26 @@ class Operations(_Handlers):
         except OSError as error:
             log.debug("notify_store: %s", error)
 
-    async def _fill(self, ino: NodeId) -> None:
-        """Bring up a large captured file in a worker thread, once, whoever asks first."""
-        if self.core.fill_size(ino) <= SMALL:
+    async def _fill(self, ino: NodeId, *, replaced: bool = False) -> None:
+        """Bring up a large captured file in a worker thread, once, whoever asks first.
+
+        Args:
+            ino: its node.
+            replaced: it will be truncated to nothing, so only a copy under way is waited for: its thread would
+                write into what is new.
+        """
+        if ino not in self._filling and (replaced or self.core.fill_size(ino) <= SMALL):
             return
         lock = self._filling.setdefault(ino, trio.Lock())
         with waiting_for():
             await lock.acquire()
         try:
-            if self.core.fill_size(ino) > SMALL:
+            if not replaced and self.core.fill_size(ino) > SMALL:
                 await self._fill_in_thread(ino)
         finally:
             lock.release()
-        if not lock.statistics().tasks_waiting:
-            self._filling.pop(ino, None)
+            if not lock.locked():
+                del self._filling[ino]
 
     async def _fill_in_thread(self, ino: NodeId) -> None:
         node = self.core.nodes[ino]

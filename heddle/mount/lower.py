@@ -161,13 +161,12 @@ class Lower:
                     from concurrent.futures import ThreadPoolExecutor
 
                     self._decoders = ThreadPoolExecutor(_FRAMES_AHEAD, "decode")
-                self._ahead[key] = self._decoders.submit(self._decode_ahead, key)
+                self._start_ahead(self._decoders, key)
 
-    def _decode_ahead(self, key: tuple[ObjectID, int]) -> bytes:
-        try:
-            return self._decode(*key)
-        finally:
-            self._ahead.pop(key, None)
+    def _start_ahead(self, decoders: ThreadPoolExecutor, key: tuple[ObjectID, int]) -> None:
+        future = self._ahead[key] = decoders.submit(self._decode, *key)
+        # Noted before it can be over: an entry that stayed would hold its frame outside the budget.
+        future.add_done_callback(lambda _: self._ahead.pop(key, None))
 
     def _frame(self, blob: ObjectID, window: int) -> bytes:
         key = (blob, window)

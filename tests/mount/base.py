@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path as HostPath
 
@@ -13,7 +13,8 @@ from heddle.attribution import Attribution, Principal
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.overlay import Overlay
 from heddle.mount.shell import Caller
-from heddle.repo.capture import Captured
+from heddle.objects.pack import PackWriter
+from heddle.repo.capture import Captured, record_state
 from heddle.repo.repository import Repository
 from mount import gitmodel
 from mount.gitmodel import Tree
@@ -94,6 +95,10 @@ class OpenThread:
     def open(self) -> None:
         self.repo = Repository.open(self._repository)
         self.overlay = Overlay.open(self.repo, self._thread)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Know nothing of the view, as a kernel after a mount."""
         self.view = View(self.overlay.core, Caller(os.geteuid(), os.getegid()))
 
     def close(self) -> None:
@@ -132,3 +137,33 @@ class OpenThread:
                 found[change.old_path] = "deleted"
             found[change.path] = "added" if change.kind == "renamed" else change.kind
         return found
+
+
+def captured(to: HostPath, files: Mapping[Path, bytes]) -> OpenThread:
+    """A thread on a new repository whose state holds these files and nothing else."""
+    repo = Repository.init(to)
+    with repo.store.writer() as writer:
+        tree: Tree = {}
+        for path, content in files.items():
+            blob = writer.add_blob(content)
+            tree = gitmodel.with_entry(tree, path, (0o100644, blob, None))
+        state = record_state(
+            repo,
+            writer,
+            thread="main",
+            expected=None,
+            tree=add_tree(writer, tree),
+            attribution=ADA,
+            message="base",
+        )
+    repo.threads.create("agent", state.id)
+    repo.close()
+    return OpenThread(to)
+
+
+def add_tree(writer: PackWriter, tree: Tree) -> bytes:
+    """Store the trees of a tree whose blobs are stored."""
+    return writer.add_tree(
+        (name, mode, oid if inside is None else add_tree(writer, inside))
+        for name, (mode, oid, inside) in tree.items()
+    )

@@ -107,6 +107,23 @@ def selected(base: Tree, now: Tree, path: Path) -> Tree:
     return result
 
 
+def with_entry(tree: Tree, path: Path, entry: tuple[int, bytes, Tree | None] | None) -> Tree:
+    """A tree with another entry at a path, directories made on the way; None takes the entry away."""
+    name, rest = path[0], path[1:]
+    result = dict(tree)
+    if rest:
+        inside = tree[name][2] if name in tree else None
+        if inside is None and entry is None:
+            return result
+        below = with_entry(inside or {}, rest, entry)
+        result[name] = DIRECTORY, tree_id(below), below
+    elif entry is None:
+        result.pop(name, None)
+    else:
+        result[name] = entry
+    return result
+
+
 def leaves(tree: Tree, prefix: bytes = b"") -> Leaves:
     """Everything that is not a directory with something in it, by path."""
     result: Leaves = {}

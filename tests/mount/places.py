@@ -490,6 +490,15 @@ class Plain:
         with self._parent((*path, b".")) as (fd, _):
             return sorted(map(os.fsencode, os.listdir(fd)))
 
+    def paths(self, path: Path = ()) -> Iterator[tuple[Path, bool]]:
+        """Every path below one, in order, and whether it is a directory."""
+        for name in self.listing(path):
+            inner = (*path, name)
+            is_directory = stat.S_ISDIR(self._lstat(inner).st_mode)
+            yield inner, is_directory
+            if is_directory:
+                yield from self.paths(inner)
+
     def glance(self) -> dict[Path, Seen]:
         """Everything; pins it."""
         return dict(self._everything(()))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path as HostPath
+from typing import TypeAlias
 
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
@@ -20,15 +21,24 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from heddle.errors import NothingToCapture
 from heddle.mount.upper import RENAME_EXCHANGE, RENAME_NOREPLACE
 from mount import gitmodel
-from mount.base import PATHS, OpenThread, copy_base, fill
+from mount.base import OpenThread, copy_base, fill
 from mount.gitmodel import Tree
 from mount.places import Path, Plain, Seen, View, outcome
+
+Where: TypeAlias = "Path | int | tuple[int, bytes]"
 
 # Few names, so that they meet often: one is not UTF-8, one is ignored where nothing says otherwise.
 NAMES = (b"a", b"b", b"c", b"\xe9", b"x.o", b".gitignore")
 RULE_FILES = (b"*.o\n", b"", b"b\n", b"/a/\n!x.o\n", b"*\n!*.o\n")
+LONG_AFTER_NS = 5_000_000_000_000_000_007
+
 names = st.sampled_from(NAMES)
-paths = st.one_of(st.sampled_from(PATHS), st.lists(names, min_size=1, max_size=3).map(tuple))
+# A path: any, or that of the n-th thing there is, or a name in the n-th directory there is.
+some = st.lists(names, min_size=1, max_size=3).map(tuple)
+existing = st.integers(0, 40)
+inside = st.tuples(st.integers(0, 15), names)
+paths = st.one_of(existing, existing, existing, inside, some)
+places = st.one_of(inside, inside, inside, existing, some)
 handles = st.integers(0, 2)
 offsets = st.one_of(st.integers(0, 12), st.integers(0, 12_000))
 chunks = st.one_of(
@@ -38,15 +48,20 @@ chunks = st.one_of(
 )
 file_modes = st.sampled_from((0o644, 0o755, 0o600, 0o444, 0o4755, 0o2640, 0))
 directory_modes = st.sampled_from((0o755, 0o700, 0o1777, 0o555))
-times = st.sampled_from(
-    (1, 1_000_000_000_123_456_789, 1_600_000_000_000_000_001, 5_000_000_000_000_000_007)
-)
+times = st.sampled_from((1, 1_000_000_000_123_456_789, 1_600_000_000_000_000_001, LONG_AFTER_NS))
+open_flags = st.sampled_from((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC))
 xattr_names = st.sampled_from((b"user.a", b"user.b"))
-flags = st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE))
+rename_flags = st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE))
 
 
 class MountModel(RuleBasedStateMachine):
-    """The two places, and what was captured last."""
+    """The two places, and what was captured last.
+
+    Attributes:
+        base: the thread's state.
+        numbers: inode number in the view of every file and directory, by the plain one.
+        settled_ns: changes of the plain directory before this moment have none beside them in the view.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,16 +70,21 @@ class MountModel(RuleBasedStateMachine):
         self.top = HostPath(tempfile.mkdtemp(prefix="heddle-model-"))
         self.base = copy_base(self.top / "repo")
         self.thread = OpenThread(self.top / "repo")
-        self.numbers: dict[int, int] = {}
-        self._make_plain()
-
-    def _make_plain(self) -> None:
-        plain = self.top / "plain"
-        plain.mkdir(0o755)
-        self.plain = Plain(str(plain), widen=os.geteuid() != 0)
+        self.plain = self._new_plain()
         fill(self.plain)
-        for path in reversed([(), *PATHS]):
+        self._settle()
+
+    def _new_plain(self) -> Plain:
+        top = HostPath(tempfile.mkdtemp(dir=self.top))
+        top.chmod(0o755)
+        return Plain(str(top), widen=os.geteuid() != 0)
+
+    def _settle(self) -> None:
+        """Everything is as captured: as old as the state, and with numbers that nobody has seen."""
+        for path in reversed([(), *(path for path, _ in self.plain.paths())]):
             self.plain.utimens(path, self.thread.core.time_ns)
+        self.numbers: dict[int, int] = {}
+        self.settled_ns = time.time_ns()
 
     @property
     def view(self) -> View:
@@ -76,7 +96,7 @@ class MountModel(RuleBasedStateMachine):
                 self.compare()
                 self.remount()
                 self.compare()
-                self.capture(look=False, prestore=False)
+                self.capture(look=False, prestore=False, cut=False)
         finally:
             self.thread.close()
             self.plain.finish()
@@ -85,10 +105,21 @@ class MountModel(RuleBasedStateMachine):
 
     # the operations
 
+    def at(self, where: Where) -> Path:
+        """The path that a drawn one means just now."""
+        if isinstance(where, int):
+            known = [path for path, _ in self.plain.paths()]
+            return known[where % len(known)] if known else (b"a",)
+        if isinstance(where[0], int):
+            directories = [(), *(path for path, is_directory in self.plain.paths() if is_directory)]
+            return (*directories[where[0] % len(directories)], where[1])
+        return where
+
     def both(self, operation: str, *arguments: object) -> object:
         """Do the same in both places; both must answer the same."""
         expected = outcome(getattr(self.plain, operation), *arguments)
         got = outcome(getattr(self.view, operation), *arguments)
+        note(f"{operation} {arguments}: {expected!r:.80}")
         assert expected == got, (operation, arguments)
         return got
 
@@ -99,28 +130,24 @@ class MountModel(RuleBasedStateMachine):
         if not self.is_free(handle):
             self.both("close", handle)
 
-    @rule(handle=handles, path=paths, mode=file_modes, data=st.none() | chunks)
-    def create(self, handle: int, path: Path, mode: int, data: bytes | None) -> None:
+    @rule(handle=handles, where=places, mode=file_modes, data=st.none() | chunks)
+    def create(self, handle: int, where: Where, mode: int, data: bytes | None) -> None:
         self.drop_handle(handle)
-        self.both("create", handle, path, mode)
+        self.both("create", handle, self.at(where), mode)
         if data is not None and not self.is_free(handle):
             self.both("write", handle, 0, data)
             self.both("close", handle)
 
-    @rule(
-        handle=handles,
-        path=paths,
-        flags=st.sampled_from((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC)),
-    )
-    def open(self, handle: int, path: Path, flags: int) -> None:
+    @rule(handle=handles, where=paths, flags=open_flags)
+    def open(self, handle: int, where: Where, flags: int) -> None:
         self.drop_handle(handle)
-        self.both("open", handle, path, flags)
+        self.both("open", handle, self.at(where), flags)
 
-    @rule(path=paths, offset=offsets, data=chunks)
-    def edit(self, path: Path, offset: int, data: bytes) -> None:
+    @rule(where=paths, offset=offsets, data=chunks)
+    def edit(self, where: Where, offset: int, data: bytes) -> None:
         """Open, write, close, as most programs do."""
         self.drop_handle(0)
-        self.both("open", 0, path, os.O_RDWR)
+        self.both("open", 0, self.at(where), os.O_RDWR)
         if not self.is_free(0):
             self.both("write", 0, offset, data)
             self.both("close", 0)
@@ -155,37 +182,38 @@ class MountModel(RuleBasedStateMachine):
     def close(self, handle: int) -> None:
         self.drop_handle(handle)
 
-    @rule(path=paths, size=offsets)
-    def truncate(self, path: Path, size: int) -> None:
-        self.both("truncate", path, size)
+    @rule(where=paths, size=offsets)
+    def truncate(self, where: Where, size: int) -> None:
+        self.both("truncate", self.at(where), size)
 
-    @rule(path=paths, mode=directory_modes)
-    def mkdir(self, path: Path, mode: int) -> None:
-        self.both("mkdir", path, mode)
+    @rule(where=places, mode=directory_modes)
+    def mkdir(self, where: Where, mode: int) -> None:
+        self.both("mkdir", self.at(where), mode)
 
-    @rule(path=paths)
-    def mkfifo(self, path: Path) -> None:
-        self.both("mkfifo", path)
+    @rule(where=places)
+    def mkfifo(self, where: Where) -> None:
+        self.both("mkfifo", self.at(where))
 
-    @rule(path=paths, points_to=st.sampled_from((b"a", b"../nowhere", b"\xff")))
-    def symlink(self, path: Path, points_to: bytes) -> None:
-        self.both("symlink", points_to, path)
+    @rule(where=places, points_to=st.sampled_from((b"a", b"../nowhere", b"\xff")))
+    def symlink(self, where: Where, points_to: bytes) -> None:
+        self.both("symlink", points_to, self.at(where))
 
-    @rule(old=paths, new=paths)
-    def link(self, old: Path, new: Path) -> None:
-        self.both("link", old, new)
+    @rule(old=paths, new=places)
+    def link(self, old: Where, new: Where) -> None:
+        self.both("link", self.at(old), self.at(new))
 
-    @rule(path=paths)
-    def unlink(self, path: Path) -> None:
-        self.both("unlink", path)
+    @rule(where=paths)
+    def unlink(self, where: Where) -> None:
+        self.both("unlink", self.at(where))
 
-    @rule(path=paths)
-    def rmdir(self, path: Path) -> None:
-        self.both("rmdir", path)
+    @rule(where=paths)
+    def rmdir(self, where: Where) -> None:
+        self.both("rmdir", self.at(where))
 
-    @rule(path=paths)
-    def remove_all(self, path: Path) -> None:
+    @rule(where=paths)
+    def remove_all(self, where: Where) -> None:
         """``rm -r``."""
+        path = self.at(where)
         names = self.both("listing", path)
         if not isinstance(names, list):
             self.both("unlink", path)
@@ -194,30 +222,32 @@ class MountModel(RuleBasedStateMachine):
             self.remove_all((*path, name))
         self.both("rmdir", path)
 
-    @rule(old=paths, new=paths, flags=flags)
-    def rename(self, old: Path, new: Path, flags: int) -> None:
-        self.both("rename", old, new, flags)
+    @rule(old=paths, new=places, flags=rename_flags)
+    def rename(self, old: Where, new: Where, flags: int) -> None:
+        self.both("rename", self.at(old), self.at(new), flags)
 
-    @rule(path=paths, mode=file_modes)
-    def chmod(self, path: Path, mode: int) -> None:
+    @rule(where=paths, mode=file_modes)
+    def chmod(self, where: Where, mode: int) -> None:
+        path = self.at(where)
         kind = outcome(self.plain.stat, path)[0]
         if kind == "E" or not stat.S_ISLNK(kind):
             self.both("chmod", path, mode)
 
-    @rule(path=paths, when=times)
-    def utimens(self, path: Path, when: int) -> None:
-        self.both("utimens", path, when)
+    @rule(where=paths, when=times)
+    def utimens(self, where: Where, when: int) -> None:
+        self.both("utimens", self.at(where), when)
 
-    @rule(path=paths, name=xattr_names, value=st.binary(max_size=4))
-    def set_xattr(self, path: Path, name: bytes, value: bytes) -> None:
-        self.both("set_xattr", path, name, value)
+    @rule(where=paths, name=xattr_names, value=st.binary(max_size=4))
+    def set_xattr(self, where: Where, name: bytes, value: bytes) -> None:
+        self.both("set_xattr", self.at(where), name, value)
 
-    @rule(path=paths, name=xattr_names)
-    def remove_xattr(self, path: Path, name: bytes) -> None:
-        self.both("remove_xattr", path, name)
+    @rule(where=paths, name=xattr_names)
+    def remove_xattr(self, where: Where, name: bytes) -> None:
+        self.both("remove_xattr", self.at(where), name)
 
-    @rule(path=paths)
-    def look(self, path: Path) -> None:
+    @rule(where=paths)
+    def look(self, where: Where) -> None:
+        path = self.at(where)
         self.both("stat", path)
         self.both("content", path)
         self.both("listing", path)
@@ -232,10 +262,13 @@ class MountModel(RuleBasedStateMachine):
         else:
             self.view.forget(part, 3)
 
-    @rule()
-    def remount(self) -> None:
+    def close_all(self) -> None:
         for handle in list(self.plain.handles):
             self.plain.close(handle)
+
+    @rule()
+    def remount(self) -> None:
+        self.close_all()
         self.thread.reopen()
 
     @rule()
@@ -245,17 +278,19 @@ class MountModel(RuleBasedStateMachine):
     def assert_same(self, expected: dict[Path, Seen], got: dict[Path, Seen]) -> None:
         assert sorted(expected) == sorted(got)
         for path, want in expected.items():
-            have = got[path]
-            exact = want.mtime_ns < self.start_ns or want.mtime_ns in (5_000_000_000_000_000_007,)
-            mtime = want.mtime_ns if exact else max(self.start_ns, have.mtime_ns)
-            assert want._replace(mtime_ns=mtime, ctime_ns=0, ino=0) == have._replace(
-                ctime_ns=0, ino=0
-            ), path
-            self.assert_numbered(path, want, have)
+            self.assert_alike(path, want, got[path])
         assert len({one.ino for one in expected.values()}) == len({one.ino for one in got.values()})
 
-    def assert_numbered(self, path: Path, want: Seen, have: Seen) -> None:
-        """A file or directory keeps its number; where a number can't be written down, it may change."""
+    def assert_alike(self, path: Path, want: Seen, have: Seen) -> None:
+        """The same but for moments; those that somebody set are the same, too."""
+        was_set = want.mtime_ns < self.start_ns or want.mtime_ns == LONG_AFTER_NS
+        mtime_ns = want.mtime_ns if was_set else max(self.start_ns, have.mtime_ns)
+        assert want._replace(mtime_ns=mtime_ns, ctime_ns=0, ino=0) == have._replace(
+            ctime_ns=0, ino=0
+        ), path
+        if want.ctime_ns > self.settled_ns:
+            assert want.ctime_ns <= have.ctime_ns, f"{path!r} changed and its ctime did not"
+        # Where a number can't be written down (links, fifos), it may be another one later.
         if stat.S_ISREG(want.mode) or stat.S_ISDIR(want.mode):
             assert self.numbers.setdefault(want.ino, have.ino) == have.ino, path
 
@@ -271,40 +306,35 @@ class MountModel(RuleBasedStateMachine):
         assert expected == self.thread.status()
         assert self.thread.overlay.dirty()[0] == len(expected)
 
-    @rule(look=st.booleans(), prestore=st.booleans())
-    def capture(self, look: bool, prestore: bool) -> None:
+    @rule(look=st.booleans(), prestore=st.booleans(), cut=st.booleans())
+    def capture(self, look: bool, prestore: bool, cut: bool) -> None:
+        """Capture all; cut off after the commit point, it is complete at the next mount."""
         seen = self.plain.glance()
         now = gitmodel.expected_tree(seen, self.base)
         expected = gitmodel.differences(self.base, now)
         before = self.view.glance() if look else None
+        if cut:
+            self.thread.overlay._after_capture = lambda *_: None  # type: ignore[method-assign]
         try:
             captured = self.thread.capture(prestore=prestore)
         except NothingToCapture:
             assert not expected
             return
+        finally:
+            if cut:
+                self.remount()
         kinds = list(expected.values())
         modified = kinds.count("modified") + kinds.count("type-changed")
-        assert captured.state.tree == gitmodel.tree_id(now), note(
-            f"{self.read_tree(captured.state.tree)} {now}"
-        )
-        assert (captured.added, captured.modified, captured.deleted) == (
-            kinds.count("added"),
-            modified,
-            kinds.count("deleted"),
-        )
+        assert captured.state.tree == gitmodel.tree_id(now)
+        assert captured.added == kinds.count("added")
+        assert captured.modified == modified
+        assert captured.deleted == kinds.count("deleted")
         self.base = now
         self.check_stored(seen, now, ())
         self.check_status(now)
         after = self.view.glance()
-        self.assert_same(seen, after)
-        assert before is None or before == after
-
-    def read_tree(self, tree: bytes) -> object:
-        """For a failure's message."""
-        return {
-            name: self.read_tree(oid) if stat.S_ISDIR(mode) else (mode, oid)
-            for name, mode, oid in self.thread.repo.store.tree_entries(tree)
-        }
+        self.assert_same(self.plain.glance(), after)
+        assert before is None or cut or before == after, "a capture showed"
 
     def check_stored(self, seen: dict[Path, Seen], tree: Tree, path: Path) -> None:
         """Every blob of a captured tree holds the plain directory's bytes."""
@@ -315,9 +345,10 @@ class MountModel(RuleBasedStateMachine):
             else:
                 self.check_stored(seen, inside, inner)
 
-    @rule(path=paths, prestore=st.booleans())
-    def capture_path(self, path: Path, prestore: bool) -> None:
+    @rule(where=paths, prestore=st.booleans())
+    def capture_path(self, where: Where, prestore: bool) -> None:
         """A capture of one path leaves the rest as unsaved as it was."""
+        path = self.at(where)
         seen = self.plain.glance()
         now = gitmodel.expected_tree(seen, self.base)
         wanted = gitmodel.selected(self.base, now, path)
@@ -326,12 +357,44 @@ class MountModel(RuleBasedStateMachine):
         except NothingToCapture:
             assert not gitmodel.differences(self.base, wanted)
             return
-        assert captured.state.tree == gitmodel.tree_id(wanted), note(
-            f"{self.read_tree(captured.state.tree)} {wanted}"
-        )
+        assert captured.state.tree == gitmodel.tree_id(wanted)
         self.base = wanted
         self.check_status(gitmodel.expected_tree(seen, self.base))
         self.assert_same(seen, self.view.glance())
+
+    @rule()
+    def discard(self) -> None:
+        """Everything unsaved is dropped, ignored files and times with it."""
+        now = gitmodel.expected_tree(self.plain.glance(), self.base)
+        self.remount()
+        dropped = self.thread.overlay.discard()
+        assert dropped[0] == len(gitmodel.differences(self.base, now))
+        self.thread.look_again()
+        self.plain.finish()
+        self.plain = self._new_plain()
+        self.make(self.base, ())
+        self._settle()
+        self.compare()
+        self.check_status(self.base)
+
+    def make(self, tree: Tree, path: Path) -> None:
+        """Make a captured tree in the plain directory."""
+        for name, entry in tree.items():
+            self.make_entry((*path, name), entry)
+
+    def make_entry(self, path: Path, entry: tuple[int, bytes, Tree | None]) -> None:
+        mode, oid, inside = entry
+        if inside is not None:
+            self.plain.mkdir(path, 0o755)
+            self.make(inside, path)
+            return
+        content = self.thread.repo.store.get_raw(oid)[1]
+        if stat.S_ISLNK(mode):
+            self.plain.symlink(content, path)
+        else:
+            self.plain.create(9, path, mode & 0o777)
+            self.plain.write(9, 0, content)
+            self.plain.close(9)
 
 
 EXAMPLES = int(os.environ.get("HEDDLE_MODEL_EXAMPLES", "60"))
