@@ -206,7 +206,7 @@ def register(runtime: RuntimeDirectory, record: SessionRecord) -> None:
     It need not survive a crash of the machine, so it is not synced.
     """
     path = runtime.record(session_id(runtime, record))
-    temporary = path.with_suffix(".new")  # one session registers at a time; the next one takes over a dead one's
+    temporary = path.with_suffix(".new")  # the next session takes over what a dead one left
     temporary.touch(0o600)
     temporary.write_text(json.dumps(record.to_json()))
     faults.reach("registry.before-rename")
