@@ -1,0 +1,337 @@
+"""What people and agents do, step by step, with every way of it that has a fault point."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import heddle
+from heddle.mount import upper as up
+
+from .crash import Scenario, Step, World
+
+FILES = {
+    "keep.txt": "kept\n",
+    **{name: f"content of {name}\n" for name in "abcdefgh"},
+    "dir/x": "x\n",
+    "dir/y": "y\n",
+    "dir/sub/z": "z\n",
+    "gone/p": "p\n",
+    "gone/q": "q\n",
+    "old/m": "m\n",
+    "other/n": "n\n",
+    "was/o": "o\n",
+}
+
+
+def captured(path: Path) -> None:
+    """A repository with one state on ``main``, and a thread ``agent`` at it."""
+    repo = heddle.init(path)
+    for name, text in FILES.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
+    (path / "link").symlink_to("a")
+    repo.capture(message="First")
+    repo.threads.create("agent", repo.threads.get("main").state)
+    repo.close()
+
+
+def capture(world: World, **options: object) -> None:
+    repo = world.repo
+    with repo.store.writer() as writer:
+        overlay = world.overlay("agent")
+        overlay.prestore(writer)
+        writer.sync()
+        overlay.capture(
+            message="by the agent", attribution=repo.attribution(), writer=writer, **options
+        )
+
+
+def edit(name: str, *args: object, both: bool = False, **options: object) -> Step:
+    """One system call in the mount of ``agent``."""
+    called = " ".join([name, *map(str, args)])
+    return Step(called, lambda w: getattr(w.hand(), name)(*args, **options), both=both)
+
+
+OPEN = Step("mount", lambda w: w.overlay("agent"))
+CAPTURE = Step("capture", capture, command=True)
+
+EDITS = Scenario(
+    "edits",
+    captured,
+    [
+        OPEN,
+        edit("create", "new"),
+        edit("write", "new", b"new bytes"),
+        edit("write", "keep.txt", b"appended"),
+        edit("chmod", "b", 0o755),
+        edit("write", "b", b"after chmod"),
+        edit("chmod", "c", 0o600),
+        edit("truncate", "c", 0),
+        edit("truncate", "d", 4),
+        edit("utime", "e", 10**18 + 5),
+        edit("set_xattr", "e", b"user.note", b"one"),
+        edit("unlink", "a"),
+        edit("unlink", "keep.txt"),
+        edit("create", "a"),
+        edit("write", "a", b"a again"),
+        edit("unlink", "gone/p"),
+        edit("unlink", "gone/q"),
+        edit("rmdir", "gone"),
+        edit("mkdir", "gone"),
+        edit("create", "gone/p"),
+        edit("rename", "f", "f2"),
+        edit("rename", "dir", "moved"),
+        edit("write", "moved/x", b"moved"),
+        edit("unlink", "moved/x"),
+        edit("unlink", "moved/y"),
+        edit("unlink", "moved/sub/z"),
+        edit("rmdir", "moved/sub"),
+        edit("rmdir", "moved"),
+        edit("unlink", "old/m"),
+        edit("mkdir", "fresh"),
+        edit("create", "fresh/inside"),
+        edit("rename", "fresh", "old"),
+        edit("unlink", "was/o"),
+        edit("rmdir", "was"),
+        edit("mkdir", "fresh"),
+        edit("rename", "fresh", "was"),
+        edit("rmdir", "was"),
+        edit("rename", "other", "was"),
+        edit("rename", "new", "g", exchange=True),
+        edit("symlink", b"target", "s"),
+        edit("unlink", "link"),
+        edit("symlink", b"target", "link"),
+        edit("link", "h", "h2"),
+        edit("mkfifo", "fifo"),
+        edit("unlink", "fifo"),
+        edit("rename", "s", "f"),
+        edit("link", "h", "keep.txt"),
+        CAPTURE,
+        edit("write", "b", b"after the capture"),
+        edit("truncate", "h", 2),
+        edit("rename", "was", "elsewhere"),
+        Step("capture of a path", lambda w: capture(w, paths=[b"b"])),
+        CAPTURE,
+    ],
+)
+
+
+def _no_whiteouts(
+    old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int, real: object = up.renameat2
+) -> None:
+    if flags & up.RENAME_WHITEOUT:
+        raise OSError(22, "Invalid argument")
+    assert callable(real)
+    real(old_fd, old, new_fd, new, flags)
+
+
+@contextmanager
+def plain_file_system() -> Iterator[None]:
+    """A file system that can't leave a whiteout behind in one step."""
+    real = up.renameat2
+    up.renameat2 = _no_whiteouts
+    try:
+        yield
+    finally:
+        up.renameat2 = real
+
+
+PLAIN = Scenario(
+    "edits on a file system without RENAME_WHITEOUT",
+    captured,
+    [OPEN, edit("rename", "f", "f2", both=True), edit("rename", "dir", "moved", both=True)],
+    patched=plain_file_system,
+)
+
+
+def _others_capture(world: World) -> None:
+    """Somebody else captures on the thread: in the plain working directory, which is switched to it."""
+    repo = world.repo
+    repo.switch("agent")
+    (world.path / "a").write_text("by somebody else\n")
+    (world.path / "dir" / "x").unlink()
+    (world.path / "more").write_text("more\n")
+    repo.capture(message="By somebody else")
+
+
+REBASE = Scenario(
+    "rebase",
+    captured,
+    [
+        OPEN,
+        edit("utime", "a", 10**18),
+        edit("utime", "dir/x", 10**18),
+        edit("rename", "old", "older"),
+        edit("unlink", "b"),
+        edit("create", "short"),
+        CAPTURE,
+        edit("create", "b"),
+        edit("unlink", "short"),
+        CAPTURE,
+        Step("somebody else captures", _others_capture, quiet=True),
+        Step("rebase", lambda w: w.overlay("agent").rebase(), command=True),
+        edit("write", "a", b"and mine"),
+    ],
+)
+
+DISCARD = Scenario(
+    "discard",
+    captured,
+    [
+        OPEN,
+        edit("create", "new"),
+        edit("write", "new", b"precious"),
+        edit("write", "a", b"also"),
+        Step("discard", lambda w: w.overlay("agent").discard(), command=True),
+        edit("write", "a", b"afterwards"),
+    ],
+)
+
+
+def _write(name: str, text: str) -> Step:
+    def do(world: World) -> None:
+        place = world.path / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text)
+
+    return Step(f"write {name}", do)
+
+
+def _remove(world: World) -> None:
+    shutil.rmtree(world.path / "dir", ignore_errors=True)
+    (world.path / "a").unlink(missing_ok=True)
+
+
+def _offline_edit(world: World) -> None:
+    hand = world.hand("side")
+    hand.create("unsaved")
+    hand.write("unsaved", b"never captured")
+    world.close_overlays()
+
+
+NAMES = Scenario(
+    "the working directory and names",
+    captured,
+    [
+        _write("a", "second\n"),
+        _write("fresh/file", "in a new directory\n"),
+        Step("capture", lambda w: w.repo.capture(message="Second"), command=True),
+        Step("create", lambda w: w.repo.threads.create("side"), command=True),
+        Step("switch --create", lambda w: w.repo.switch("third", create=True), mixed=True),
+        Step("remove", _remove, mixed=True),
+        Step("capture", lambda w: w.repo.capture(message="Third"), command=True),
+        Step("switch back", lambda w: w.repo.switch("main"), command=True, mixed=True),
+        Step("switch forth", lambda w: w.repo.switch("third"), command=True, mixed=True),
+        Step("marker", lambda w: w.repo.markers.create("v1", w.repo.resolve("main")), command=True),
+        Step("no marker", lambda w: w.repo.markers.delete("v1"), command=True),
+        Step("setting", lambda w: w.repo.config.set("agent.model", "m"), command=True),
+        Step("unsaved", _offline_edit, quiet=True),
+        Step("rename", lambda w: w.repo.threads.rename("side", "moved"), command=True),
+        Step("delete", lambda w: w.repo.threads.delete("moved", force=True), command=True),
+    ],
+)
+
+
+def empty(path: Path) -> None:
+    path.mkdir()
+
+
+def _git(path: Path, *words: str | Path) -> None:
+    me = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *me, "-C", path, *words], check=True, capture_output=True)
+
+
+def _make_git(path: Path) -> None:
+    path.mkdir()
+    _git(path, "init", "-q", "-b", "main")
+    (path / "f").write_text("f\n")
+    _git(path, "add", "f")
+    _git(path, "commit", "-q", "-m", "One")
+
+
+INIT = Scenario("init", empty, [Step("init", lambda w: heddle.init(w.path).close(), command=True)])
+INIT_ON_GIT = Scenario(
+    "init in a git checkout",
+    _make_git,
+    [Step("init", lambda w: heddle.init(w.path).close(), command=True)],
+)
+
+
+def on_git(path: Path) -> None:
+    _make_git(path)
+    heddle.init(path).close()
+
+
+def beside_git(path: Path) -> None:
+    """A repository with a git repository inside its working directory, to be imported."""
+    captured(path)
+    _make_git(path / "source")
+    _git(path / "source", "tag", "v1")
+
+
+def _follow(world: World) -> None:
+    from heddle.git.branches import follow
+
+    follow(world.repo, link=["main", "side"])
+
+
+def _import(world: World) -> None:
+    from heddle.git.importing import import_git
+
+    import_git(world.repo, world.path / "source")
+
+
+def _export(world: World) -> None:
+    from heddle.git.export import export
+
+    export(world.repo, ["agent"], to=world.path / "out.git")
+
+
+def _commit(world: World) -> None:
+    (world.path / "g").write_text("by git\n")
+    _git(world.path, "add", "g")
+    _git(world.path, "commit", "-q", "-m", "By git")
+
+
+GIT = Scenario(
+    "on git",
+    on_git,
+    [
+        _write("f", "captured\n"),
+        Step("capture", lambda w: w.repo.capture(message="Captured"), command=True, mixed=True),
+        Step("thread", lambda w: w.repo.threads.create("side", w.repo.resolve("main")), True),
+        Step("branches follow", _follow, command=True, mixed=True),
+        Step("git commits", _commit, quiet=True),
+        Step("threads follow", _follow, command=True, mixed=True),
+    ],
+)
+
+EXPORT = Scenario(
+    "out to git and in from git",
+    beside_git,
+    [
+        Step("export", _export, command=True, mixed=True),
+        Step("rename", lambda w: w.repo.threads.rename("main", "mine"), command=True),
+        Step("import", _import, command=True, mixed=True),
+    ],
+)
+
+
+def _write_large(world: World) -> None:
+    (world.path / "large").write_bytes(b"large" * (1 << 20))
+
+
+LARGE = Scenario(
+    "a large file",
+    captured,
+    [
+        Step("write", _write_large, quiet=True),
+        Step("capture", lambda w: w.repo.capture(message="Large"), command=True),
+    ],
+)
+
+ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT]
