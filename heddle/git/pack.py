@@ -8,6 +8,7 @@ can read in parts.
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 GITLINK = 0o160000
 _REPORT_EVERY = 256
+_TEMPORARY = "tmp_pack_heddle_"
+_ABANDONED_S = 86400
 
 
 def missing_objects(
@@ -146,8 +149,8 @@ def write_pack(
 ) -> str | None:
     """Write objects into a git object directory as one pack; durable and visible to git on return.
 
-    The pack is written under a name that git's own gc clears away, synced and renamed; then the same for its
-    index, whose rename is the commit point: without it git does not look at the pack.
+    The pack is written under a temporary name, synced and renamed; then the same for its index, whose rename is the
+    commit point: without it git does not look at the pack. What a kill left is removed a day later.
 
     Args:
         store: where the objects are.
@@ -166,9 +169,10 @@ def write_pack(
     if not ids:
         return None
     directory = objects / "pack"
-    temporary = directory / f"tmp_pack_heddle_{os.getpid()}"
+    temporary = directory / f"{_TEMPORARY}{os.getpid()}"
     try:
         directory.mkdir(exist_ok=True)
+        _remove_abandoned(directory)
         try:
             return _write(store, ids, directory, temporary, progress)
         finally:
@@ -178,6 +182,12 @@ def write_pack(
         raise CannotCreate(f"can't write in {directory}: {error.strerror}") from error
     except OSError as error:
         raise StorageError(f"can't write in {directory}: {error.strerror}") from error
+
+
+def _remove_abandoned(directory: Path) -> None:
+    for path in directory.glob(f"{_TEMPORARY}*"):
+        if path.stat().st_mtime < time.time() - _ABANDONED_S:
+            path.unlink(missing_ok=True)
 
 
 def _write(
