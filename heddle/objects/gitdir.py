@@ -36,8 +36,9 @@ DAMAGE = (
     zlib.error,
 )
 """What dulwich, and reading headers here, raise for bytes that are not what git wrote."""
-_HEAD_BYTES = 128
-"""Enough for any object header, a delta's reference to its base and, deflated, the two sizes it begins with."""
+_HEAD_BYTES = 1024
+"""Enough for any object header and a delta's reference to its base, and for deflate's tables (at most 286 bytes) before
+the first deflated bytes."""
 
 
 class GitObjects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,14 @@ def both(request: pytest.FixtureRequest, git: Git, tmp_path: Path) -> ObjectStor
     git("init", "-q", f"--object-format={request.param}", "-b", "main")
     file = tmp_path / "git" / "file"
     lines = [b"line %d\n" % (number * 7919) for number in range(3000)]
+    source = random.Random(1)
+    noise = source.randbytes(50_000)
     for number in range(8):
         lines[number * 100] = b"changed\n" * number
         file.write_bytes(b"".join(lines))
+        # New bytes of every value, some of them often: deflate begins such a delta with long tables.
+        noise += bytes(source.choices(range(256), range(1, 257), k=3000))
+        (tmp_path / "git" / "noise").write_bytes(noise)
         git("add", ".")
         git("commit", "-q", "-m", f"commit {number}")
         if number == 5:
