@@ -202,6 +202,9 @@ class Snapshot:
         name = path.rpartition(b"/")[2]
         if not self._is_selected(path):
             return base
+        if not within(path, self._paths) and not self._shows_directory(node, whiteout, below, name):
+            is_directory = base is not None and stat.S_ISDIR(base[0])
+            return self._walked(None, None, base, path) if is_directory else base
         if whiteout is True or always_ignored(name):
             if base is not None:
                 self._report_deleted(path, base)
@@ -215,6 +218,17 @@ class Snapshot:
         if not self._paths or within(path, self._paths):
             return True
         return any(wanted.startswith(path + b"/") for wanted in self._paths)
+
+    def _shows_directory(
+        self, node: DirNode | None, whiteout: bool | None, below: TreeEntries, name: bytes
+    ) -> bool:
+        if whiteout is None:
+            return name in below and stat.S_ISDIR(below[name][0])
+        assert node is not None
+        where = self._core.fd(node)
+        return not whiteout and stat.S_ISDIR(
+            os.stat(name, dir_fd=where, follow_symlinks=False).st_mode
+        )
 
     # --- what shows through ------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def _directory(
 
 
 def selected(base: Tree, now: Tree, path: Path) -> Tree:
-    """The base with one path of it as it is now."""
+    """The base with one path of it as it is now; what is beside the path stays, whatever became of its directories."""
     name, rest = path[0], path[1:]
     result = dict(base)
     if not rest:
@@ -93,17 +93,11 @@ def selected(base: Tree, now: Tree, path: Path) -> Tree:
         if name in now:
             result[name] = now[name]
         return result
-    old, new = base.get(name), now.get(name)
-    if new is None or new[2] is None:
-        result.pop(name, None)
-        if new is not None:
-            result[name] = new
-        return result
-    inside = None if old is None else old[2]
-    below = selected(inside or {}, new[2], rest)
-    if not below and inside is None:
-        return result
-    result[name] = DIRECTORY, tree_id(below), below
+    before = base[name][2] if name in base else None
+    after = now[name][2] if name in now else None
+    below = selected(before or {}, after or {}, rest)
+    if below or before is not None:
+        result[name] = DIRECTORY, tree_id(below), below
     return result
 
 

@@ -139,3 +139,28 @@ def test_write_through_one_of_two_names_changes_both(thread: OpenThread, view: V
     edit(view, (b"a", b"one"), b"2")
 
     assert thread.status() == {b"a/one": "modified", b"b/two": "modified"}
+
+
+def test_capture_of_a_path_below_what_became_a_file(thread: OpenThread, view: View) -> None:
+    """Of a directory that became a file only the path that was asked for is captured: its deletion."""
+    view.rename((b"a", b"b"), (b"elsewhere",), 0)
+    create(view, (b"a", b"b"))
+    captured = thread.capture(paths=[b"a/b/b/a"])
+    names = [name for name, _, _ in thread.repo.store.tree_entries(tree_at(thread, b"a/b"))]
+
+    assert (captured.added, captured.modified, captured.deleted) == (0, 0, 1)
+    assert names == [b"a", b"b", b"c"]
+    assert stored(thread, b"a/b/a") == b"deep\n"
+
+
+def test_capture_of_a_path_below_an_ignored_directory(thread: OpenThread, view: View) -> None:
+    """A path that is ignored and was never captured is not there to be captured, and takes nothing else along."""
+    view.rename((b"a", b"x.o"), (b"a", b"b"), RENAME_EXCHANGE)
+
+    with pytest.raises(NothingToCapture):
+        thread.capture(paths=[b"a/x.o/a"])
+
+
+def tree_at(thread: OpenThread, path: bytes) -> bytes:
+    """The id of a directory in the thread's state."""
+    return thread.repo.lookup_path(thread.repo.threads.get("agent").state, path)[1]
