@@ -410,7 +410,7 @@ def test_first_failure_of_many_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="one of many"):
         for_each(range(100_000), work)
-    assert len(done) < 100_000
+    assert len(done) < 99_000
 
 
 # Others at the same time

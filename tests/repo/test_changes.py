@@ -142,6 +142,13 @@ def test_paths_restrict(
     assert [path for _, path, _ in compare(store, {}, new, paths=paths)] == expected
 
 
+def test_what_leads_to_a_path_is_not_a_change(store: ObjectStore) -> None:
+    """A file above a wanted path is left out, even where it had to go for it."""
+    found = compare(store, {b"d": (FILE, b"1")}, {b"d/x": (FILE, b"1")}, paths=[b"d/x"])
+
+    assert found == [("added", b"d/x", None)]
+
+
 def test_equal_subtrees_are_not_read(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparing reads the trees on the way to a difference and no others."""
     old = {b"%d/f" % i: (FILE, b"%d" % i) for i in range(50)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -134,6 +135,48 @@ def test_git_counts_the_same(store: ObjectStore, tmp_path: Path, name: str) -> N
         found[path] = (added, deleted)
 
     assert found == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_git_writes_the_same_headers(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    """Names, modes, renames and the ranges of hunks are written as git diff writes them."""
+    old, new = CASES[name]
+    work = tmp_path / "work"
+    work.mkdir()
+    git(work, "init", "-q")
+    write_files(work, old)
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "--allow-empty", "-m", "old")
+    git(work, "rm", "-q", "-r", "--ignore-unmatch", ".")
+    write_files(work, new)
+    git(work, "add", "-A")
+    theirs = git(work, "diff", "--cached", "--binary", "-M", "--patience", "HEAD")
+
+    assert headers(b"".join(file.patch for file in diff(store, old, new))) == headers(theirs)
+
+
+def headers(patch: bytes) -> dict[bytes, list[bytes]]:
+    """By file: all lines before the first hunk but index and similarity, and the ranges of hunks."""
+    found = {}
+    for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)[1:]:
+        lines = part.split(b"\n")
+        start = next((i for i, line in enumerate(lines) if line.startswith(b"@@")), len(lines))
+        kept = [line for line in lines[:start] if re.match(rb"---|\+\+\+|old|new|deleted|rename", line)]
+        kept += re.findall(rb"^@@ [^@]* @@", part, re.MULTILINE)
+        found.setdefault(lines[0], []).append(kept)
+    return found
+
+
+def test_binary_patches_of_every_length(store: ObjectStore, tmp_path: Path) -> None:
+    """Binary files of every small length survive the patch."""
+    chance = random.Random(4)
+    files = {b"%d" % n: (FILE, b"\0" + chance.randbytes(n)) for n in range(120)}
+    patch = b"".join(file.patch for file in diff(store, {}, files))
+    work = tmp_path / "work"
+    work.mkdir()
+    git(work, "apply", stdin=patch)
+
+    assert read_files(work) == files
 
 
 def test_gitlink(store: ObjectStore, tmp_path: Path) -> None:

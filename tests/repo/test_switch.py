@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ from heddle.errors import (
 )
 from heddle.repo.capture import capture_worktree
 from heddle.repo.repository import Repository
-from heddle.repo.switch import switch
+from heddle.repo.switch import _Move, switch
 from heddle.repo.worktree import status
 
 TEXT = b"some text\n"
@@ -315,7 +316,7 @@ SWITCH = """
 import sys
 from pathlib import Path
 from heddle.repo.repository import Repository
-from heddle.repo.switch import switch
+from heddle.repo.switch import _Move, switch
 switch(Repository.open(Path(sys.argv[1])), "other")
 """
 CRASHING_OLD = {**OLD, b"l": (SYMLINK, b"x"), b"e": (DIRECTORY, b""), b"swap/a": (FILE, b"1")}
@@ -413,3 +414,42 @@ def test_any_tree_becomes_any_other(old, new) -> None:
         repo.close()
     finally:
         shutil.rmtree(top)
+
+
+@pytest.mark.parametrize("change", [modify, Path.unlink, make_directory])
+@pytest.mark.parametrize("name", ["f", "dies"])
+def test_changes_made_meanwhile_are_not_overwritten(repo, monkeypatch, name, change) -> None:
+    """What a program writes after the check and before its turn stops the switch, and is kept."""
+    standing_on(repo, {b"f": (FILE, b"1"), b"dies": (FILE, b"1")})
+    publish(repo, "other", {b"f": (FILE, b"2")})
+    real = _Move._stage
+
+    def meddle(move, staged):
+        real(move, staged)
+        change(repo.path / name)
+
+    monkeypatch.setattr(_Move, "_stage", meddle)
+    with pytest.raises(UnsavedChanges, match=f"^{name} was changed while"):
+        switch(repo, "other")
+    assert repo.head == "main"
+    if change is modify:
+        assert (repo.path / name).read_bytes() == b"unsaved"
+
+
+def test_another_file_system_inside(repo: Repository, monkeypatch) -> None:
+    """Where a directory is on another file system, files are copied there and then renamed."""
+    standing_on(repo, {b"f": (FILE, b"1"), b"l": (SYMLINK, b"1")})
+    new = {b"f": (EXECUTABLE, b"2"), b"l": (SYMLINK, b"2"), b"d/n": (FILE, b"2")}
+    publish(repo, "other", new)
+    real = os.rename
+
+    def refuse(source, target, **options):
+        if "src_dir_fd" not in options:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return real(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    switch(repo, "other")
+    monkeypatch.undo()
+    assert read_files(repo.path) == new
+    assert kinds(repo) == []
