@@ -22,12 +22,14 @@ def both(request: pytest.FixtureRequest, git: Git, tmp_path: Path) -> ObjectStor
     lines = [b"line %d\n" % (number * 7919) for number in range(3000)]
     source = random.Random(1)
     noise = source.randbytes(50_000)
+    often = [1.04**each for each in range(256)]
+    source.shuffle(often)
     for number in range(8):
         lines[number * 100] = b"changed\n" * number
         file.write_bytes(b"".join(lines))
         # New bytes of every value, some of them often: deflate begins such a delta with long tables.
-        noise += bytes(source.choices(range(256), range(1, 257), k=3000))
-        (tmp_path / "git" / "noise").write_bytes(noise)
+        own = bytes(source.choices(range(256), often, k=9000))
+        (tmp_path / "git" / "noise").write_bytes(noise + own)
         git("add", ".")
         git("commit", "-q", "-m", f"commit {number}")
         if number == 5:
