@@ -1,0 +1,57 @@
+"""``heddle clone``: make a repository of what a git server has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from heddle.commands import fetch, output, views
+from heddle.commands.options import Verb, argument, new_app
+from heddle.commands.output import printable
+from heddle.errors import UsageError
+
+app = new_app()
+
+
+@app.command(
+    cls=Verb,
+    epilog="heddle clone https://example.org/project.git\nheddle clone ../project.git mine",
+)
+def clone(
+    url: Annotated[str, argument("Where it is: https, ssh, git or a path.", "URL")],
+    path: Annotated[
+        Path | None, argument("The directory to make; else named as the URL ends.", "PATH")
+    ] = None,
+) -> None:
+    """Make a repository of what a git server has.
+
+    Its default branch is a thread and the working directory; its other branches are origin/NAME,
+    its tags markers.
+    """
+    from heddle import api
+    from heddle.git import exchange
+
+    where = path or Path(_named_by(url))
+    url = os.path.abspath(url) if os.path.exists(url) else url
+    with output.progress("cloning") as progress:
+        repo, fetched = exchange.clone(
+            api.Repository, url, where, environment=os.environ, progress=progress
+        )
+    state = repo.threads.get(repo.head).state
+    output.answer(
+        {"path": str(repo.path), "thread": repo.head, "state": views.hex_id(state)}
+        | fetch.record(fetched),
+        f"cloned into {printable(str(repo.path))}, on thread {printable(repo.head)}"
+        f" at {views.short(state)}",
+    )
+    repo.close()
+
+
+def _named_by(url: str) -> str:
+    """The last part of an address, as git names a clone."""
+    name = url.rstrip("/").removesuffix("/.git").removesuffix(".git").replace(":", "/")
+    name = name.rsplit("/", 1)[-1]
+    if name in ("", ".", ".."):
+        raise UsageError(f"{url!r} says no name for a directory", hint="heddle clone URL PATH")
+    return name

@@ -1,0 +1,146 @@
+"""Remotes: names of other repositories, kept as git keeps them.
+
+Owns the ``[remote "…"]`` sections of one file: git's own configuration in a repository on git, so that both tools
+know the same remotes, else ``.heddle/remotes`` in the same format (git-config(1)). Everything else in the file,
+comments included, stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heddle import atomic
+from heddle.errors import Busy, DataError, UsageError
+from heddle.repo.locks import directory_locked
+
+if TYPE_CHECKING:
+    from heddle.repo.repository import Repository
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Another repository, by name; pushes go to ``push_url``, which is mostly the same."""
+
+    name: str
+    url: str
+    push_url: str
+
+
+def remotes(repo: Repository) -> list[Remote]:
+    """All remotes by name.
+
+    Raises:
+        DataError: the file does not parse.
+    """
+    from dulwich.config import ConfigFile
+
+    path = _file(repo)
+    try:
+        config = ConfigFile.from_path(path)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise DataError(f"{path} can't be read: {error}", hint="edit the file") from error
+    found = []
+    for section in config.sections():
+        if len(section) != 2 or section[0] != b"remote" or not config.has_section(section):
+            continue
+        url = config[section].get(b"url")
+        if url is None:
+            continue
+        push = config[section].get(b"pushurl") or url
+        texts = [each.decode(errors="surrogateescape") for each in (section[1] or b"", url, push)]
+        found.append(Remote(*texts))
+    return sorted(found, key=lambda remote: remote.name)
+
+
+def remote(repo: Repository, name: str) -> Remote:
+    """The remote of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    for each in remotes(repo):
+        if each.name == name:
+            return each
+    raise DataError(f"no remote '{name}'", hint=f"heddle remote add {name} URL")
+
+
+def add(repo: Repository, name: str, url: str) -> Remote:
+    """Remember a remote.
+
+    Raises:
+        UsageError: the name or the URL can't be one.
+        DataError: the name is taken.
+        Busy: git has its configuration locked.
+    """
+    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
+        raise UsageError(f"{name!r} can't name a remote", hint="letters, digits, '-', '_', '.'")
+    if not url or url.startswith("-") or any(ord(char) < 32 for char in url):
+        raise UsageError(f"{url!r} can't be the address of a remote")
+    if any(each.name == name for each in remotes(repo)):
+        raise DataError(f"remote '{name}' exists", hint=f"heddle remote remove {name}")
+    quoted = '"' + url.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    section = f'[remote "{name}"]\n\turl = {quoted}\n'
+    section += f"\tfetch = +refs/heads/*:refs/remotes/{name}/*\n"
+    _edit(_file(repo), lambda text: _ended(text) + section.encode(errors="surrogateescape"))
+    return Remote(name, url, url)
+
+
+def remove(repo: Repository, name: str) -> None:
+    """Forget a remote and its tracking branches; threads, markers and objects stay.
+
+    Raises:
+        DataError: there is none.
+        Busy: git has its configuration locked.
+    """
+    remote(repo, name)
+    _edit(_file(repo), lambda text: _without(text, name.encode()))
+    prefix = f"refs/remotes/{name}/".encode()
+    if repo.git is None:
+        gone = {ref: None for ref in repo.database.refs() if ref.startswith(prefix)}
+        repo.database.move_names([], kind="remote-remove", refs=gone)
+        return
+    from heddle.git.refs import GitRefs
+
+    refs = GitRefs(repo.git)
+    for rest, id in refs.under(prefix).items():
+        refs.remove(prefix + rest, id)
+
+
+def _file(repo: Repository) -> Path:
+    return repo.heddle_dir / "remotes" if repo.git is None else repo.git.common / "config"
+
+
+def _edit(path: Path, change: object) -> None:
+    """Replace a file by what ``change`` makes of it, under the lock that git takes too."""
+    assert callable(change)
+    lock = path.with_name(path.name + ".lock")
+    with directory_locked(path.parent):
+        if lock.exists():
+            raise Busy(
+                f"{path} is locked by {lock}",
+                hint=f"run it again; if no git is running, remove {lock}",
+            )
+        old = path.read_bytes() if path.exists() else b""
+        atomic.write_file(path, change(old))
+
+
+def _ended(text: bytes) -> bytes:
+    return text if not text or text.endswith(b"\n") else text + b"\n"
+
+
+def _without(text: bytes, name: bytes) -> bytes:
+    """The text without the sections of one remote."""
+    kept, inside = [], False
+    for line in text.splitlines(keepends=True):
+        if line.lstrip().startswith(b"["):
+            inside = re.match(rb'\s*\[remote\s+"%s"\]' % re.escape(name), line) is not None
+        if not inside:
+            kept.append(line)
+    return b"".join(kept)
