@@ -10,10 +10,11 @@ session, because a session holds the lock of the thread's overlay.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
 from heddle.errors import (
@@ -34,6 +35,7 @@ from heddle.repo.names import overlay_name, valid_thread_name
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
+    from heddle.mount.session import Request
     from heddle.repo.repository import Repository
 
 _DIRTY_TIMEOUT_S = 2.0
@@ -154,7 +156,9 @@ def mount(
             plan = _plan_state(repo, spec, place, options, runtime)
         else:
             plan = _plan_thread(repo, spec, place, options, runtime)
-        with runtime.changing(plan.session_id):
+        with ExitStack() as held:
+            held.enter_context(runtime.changing(plan.session_id))
+            plan.unlock = held.close
             return _mount(repo, plan, starting)
     finally:
         if starting is not None:
@@ -177,6 +181,8 @@ class _Plan:
     Attributes:
         place: where; None: to be decided by what a dead session of the thread left.
         state: what a read-only mount shows, or a new thread begins at.
+        started: whether its mount answers, so that nothing may be undone any more.
+        unlock: give the session's lock back before the end; serving in the foreground must not keep it.
     """
 
     spec: str
@@ -189,6 +195,8 @@ class _Plan:
     recover: bool = False
     made: bool = False
     clear_elsewhere: list[Session] = field(default_factory=list)
+    started: bool = False
+    unlock: Callable[[], None] = lambda: None
 
     def default_place(self, repo: Repository) -> Path:
         return self.runtime.default_mountpoint(repo.path, overlay_name(self.spec))
@@ -350,30 +358,49 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
     try:
         faults.reach("mount.before-start")
         if starting is None:
-            return _serve_here(plan, request)
+            return _serve_here(repo, plan, request)
         said = starting.finish(request)
     except BaseException:
-        if plan.options.create:
-            repo.threads.delete(plan.spec, force=True)
+        if plan.options.create and not plan.started:
+            _unmake_thread(repo, plan.spec)
         raise
-    faults.reach("mount.started")
-    for session in plan.clear_elsewhere:
-        ending.clear(repo, session, plan.runtime)
+    _started(repo, plan)
     return _mounted(said)
 
 
-def _serve_here(plan: _Plan, request: Any) -> Mounted:
+def _unmake_thread(repo: Repository, thread: str) -> None:
+    """A thread made for a mount that did not come about goes again, unless somebody has it by now."""
+    try:
+        repo.threads.delete(thread)
+    except HeddleError:
+        pass
+
+
+def _started(repo: Repository, plan: _Plan) -> None:
+    """The thread is mounted: what a dead session left of it elsewhere can go, and others may go on."""
+    plan.started = True
+    faults.reach("mount.started")
+    for session in plan.clear_elsewhere:
+        ending.clear(repo, session, plan.runtime)
+    plan.unlock()
+
+
+def _serve_here(repo: Repository, plan: _Plan, request: Request) -> Mounted:
     """Be the session ourselves, for ``--foreground``."""
     from heddle.mount import session
 
     told: list[Mounted] = []
 
     def ready(said: control.Message) -> None:
+        _started(repo, plan)
         told.append(_mounted(said))
         assert plan.options.foreground is not None
         plan.options.foreground(told[0])
 
-    session.run(request, ready, foreground=True)
+    if session.run(request, ready, foreground=True) != 0:
+        raise StaleMount(
+            f"the session of {plan.place} ended and left it dead", hint=f"heddle mount {plan.spec}"
+        )
     return told[0]
 
 

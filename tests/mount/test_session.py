@@ -1,0 +1,168 @@
+"""The session's process before it mounts: started ahead, told nothing, told nonsense, broken."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import sessions_of, wait_until
+
+from heddle import api
+from heddle.errors import HeddleError, NotARepository, ThreadNotFound, Unavailable
+from heddle.mount.session import Request
+from heddle.mount.starting import Starting
+
+
+def request(repo: api.Repository, **changes: Any) -> Request:
+    """What a session can be asked that fails before the kernel is."""
+    asked = Request(
+        repository=str(repo.path),
+        thread="nobody",
+        spec="nobody",
+        state=None,
+        mountpoint=str(repo.path.parent / "place"),
+        made_mountpoint=False,
+        allow_other=False,
+        runtime=str(repo.runtime.path),
+        agent={},
+        recover=False,
+    )
+    return asked._replace(**changes)
+
+
+def outcome(repo: api.Repository, asked: Request) -> HeddleError:
+    """The error that a session's process ends with."""
+    starting = Starting.spawn(os.environ)
+    try:
+        with pytest.raises(HeddleError) as caught:
+            starting.finish(asked)
+    finally:
+        starting.close()
+    return caught.value
+
+
+def test_a_request_survives_its_line(repo: api.Repository) -> None:
+    """A request is the same behind the pipe, names that are not UTF-8 included."""
+    asked = request(repo, mountpoint=os.fsdecode(b"/m\xff\n"), agent={"agent.model": "m"})
+
+    assert Request.from_line(asked.to_line()) == asked
+    assert asked.to_line().count(b"\n") == 1
+
+
+def test_a_session_that_is_told_nothing_ends(repo: api.Repository, tmp_path: Path) -> None:
+    """A process whose command changed its mind ends by itself and leaves nothing."""
+    starting = Starting.spawn(os.environ)
+    starting.close()
+
+    wait_until(lambda: sessions_of(tmp_path) == [], "the process to end")
+
+
+def test_an_error_crosses_the_pipe_whole(repo: api.Repository) -> None:
+    """What a session meets before it serves comes back as its own class, with hint and exit code."""
+    error = outcome(repo, request(repo))
+    assert isinstance(error, ThreadNotFound)
+    assert (error.exit_code, error.hint) == (65, "heddle thread list")
+
+    error = outcome(repo, request(repo, repository=str(repo.path.parent)))
+    assert isinstance(error, NotARepository)
+    assert error.exit_code == 78
+
+
+def test_a_bug_in_a_session_is_told(repo: api.Repository) -> None:
+    """An error that nobody expected names itself instead of looking like a mount."""
+    error = outcome(repo, request(repo, repository=7))
+
+    assert error.exit_code == 70
+    assert "TypeError" in error.message
+
+
+def test_an_interpreter_that_does_not_start(
+    repo: api.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies with a message of its own: the message is passed on."""
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    error = outcome(repo, request(repo))
+
+    assert isinstance(error, Unavailable)
+    assert "ended before it could mount" in error.message
+
+
+def test_a_library_that_is_missing(
+    repo: api.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without libfuse the error is that a part is missing, exit code 69, with what to install."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pyfuse3.py").write_text(
+        "raise ImportError('libfuse3.so.3: cannot open shared object file')\n"
+    )
+    before = os.environ.get("PYTHONPATH")
+    path = str(tmp_path / "broken") + (f":{before}" if before else "")
+    monkeypatch.setenv("PYTHONPATH", path)
+    error = outcome(repo, request(repo))
+
+    assert (type(error), error.exit_code) == (Unavailable, 69)
+    assert "libfuse3.so.3" in error.message
+    assert error.hint is not None
+    assert "apt-get install" in error.hint
+
+
+def test_the_current_directory_is_not_on_the_module_path(
+    repo: api.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of an agent's that is named like a module is not run by the session."""
+    (tmp_path / "trio.py").write_text("raise SystemExit('run!')\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert isinstance(outcome(repo, request(repo)), ThreadNotFound)
+
+
+def test_a_process_started_ahead_is_taken_once(repo: api.Repository, tmp_path: Path) -> None:
+    """The process that was started ahead is used for the first mount; the next one gets its own."""
+    Starting.ahead(os.environ)
+    first = Starting.take(os.environ)
+    second = Starting.take(os.environ)
+    try:
+        assert first is not second
+        with pytest.raises(ThreadNotFound):
+            first.finish(request(repo))
+    finally:
+        first.close()
+        second.close()
+    Starting.abandon()
+    Starting.ahead(os.environ)
+    Starting.abandon()
+
+    wait_until(lambda: sessions_of(tmp_path) == [], "the processes to end")
+
+
+def test_an_interrupted_start_ends_the_session(
+    repo: api.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C while a mount starts: the session is told to end."""
+    starting = Starting.spawn(os.environ)
+    told: list[int] = []
+    real = os.kill
+
+    def kill(pid: int, number: int) -> None:
+        told.append(number)
+        real(pid, number)
+
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(starting, "_result", lambda: interrupt(starting))
+    with pytest.raises(KeyboardInterrupt):
+        starting.finish(request(repo))
+    starting.close()
+
+    assert told == [signal.SIGTERM]
+
+
+def interrupt(starting: Starting) -> None:
+    """Let the session say its pid, then be interrupted."""
+    with open(starting._reply, "rb", closefd=False) as lines:
+        import json
+
+        starting._session = json.loads(lines.readline())["pid"]
+    raise KeyboardInterrupt
