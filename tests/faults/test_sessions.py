@@ -270,7 +270,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "upper.before-publish": lambda place: (place / "c").chmod(0o755),
     "core.file-made": lambda place: (place / "another").touch(),
     "upper.before-rename": lambda place: (place / "c").rename(place / "another"),
-    "core.before-fill-ends": lambda place: (place / "e").open("a").close(),
+    "files.before-fill-ends": lambda place: (place / "e").open("a").close(),
 }
 
 

@@ -1,0 +1,326 @@
+"""The bytes of files: opening, reading, writing, and bringing captured files into the upper for that.
+
+Owns copy-up, which changes where a file or directory lies and nothing that is seen of it, and the rule that what was
+known of a file's bytes is forgotten before they change.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from heddle import faults
+from heddle.mount import upper as up
+from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.shell import (
+    Caller,
+    NodeId,
+)
+from heddle.mount.upper import Marks, Upper
+from heddle.mount.view import OPEN_FLAGS, View
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+_COPY = 1 << 20  # bytes moved at a time
+
+CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Files(View):
+    """A view whose files can be read and written."""
+
+    # --- open files --------------------------------------------------------------------------------
+
+    def on_open(
+        self, node: NodeId, *, write: bool, truncate: bool = False, caller: Caller | None = None
+    ) -> None:
+        """Count an opener, and bring the bytes up if it may write.
+
+        A caller that must not wait for a large copy calls `fill_size` first and does `start_fill` … `end_fill`.
+        """
+        found = self._file(node)
+        found.opens += 1
+        found.writers += write
+        try:
+            if write:
+                self._require_writable()
+                if truncate:
+                    self._truncate(found, 0)
+                else:
+                    self.bring_up(found)
+                found.privileged = caller is None or caller.uid == 0
+            if found.upper:
+                self._open_file(found)
+        except BaseException:
+            self.release(node, write=write)
+            raise
+
+    def release(self, node: NodeId, *, write: bool = False) -> None:
+        found = self._file(node)
+        found.opens -= 1
+        found.writers -= write
+        if found.opens == 0 and not found.orphan:
+            self._close_file(found)
+        self.drop_if_unused(found)
+
+    def flush(self, node: NodeId) -> None:
+        """Nothing to do: what was written is in the real file already."""
+
+    def fsync(self, node: NodeId, *, data_only: bool) -> None:
+        found = self.nodes.get(node)
+        fd = self.sync_target(found) if found is not None else -1
+        if fd >= 0:
+            (os.fdatasync if data_only else os.fsync)(fd)
+
+    def sync_target(self, node: Node) -> int:
+        """The descriptor whose fsync(2) makes a node durable, -1 when it is in the store anyway."""
+        if isinstance(node, DirNode):
+            return self.fd(node) if node.upper and not node.orphan else -1
+        assert isinstance(node, FileNode)
+        return node.fd
+
+    def read(self, node: NodeId, offset: int, size: int) -> bytes:
+        found = self._file(node)
+        if found.blob is not None:
+            return self.lower.read(found.blob, offset, size)
+        return os.pread(found.fd, size, offset)
+
+    def write(self, node: NodeId, offset: int, data: bytes) -> int:
+        found = self._file(node)
+        if found.blob is not None or found.fd < 0:
+            self.bring_up(found)
+            self._open_file(found)
+        self._content_changes(found)
+        if not found.privileged:
+            self._drop_set_id(found)
+        return os.pwrite(found.fd, data, offset)
+
+    def _content_changes(self, node: FileNode) -> None:
+        """The bytes are about to differ from any blob that they were known to be. Before the change, not after."""
+        self.known.pop(node.real_ino, None)
+        marks = node.marks
+        if marks is not None and marks.stored is not None:
+            marks.stored = marks.ctime_ns = None
+            self._write_marks(node)
+            faults.reach("files.content-changes")
+        self._touch_parents(node)
+
+    def _touch_parents(self, node: FileNode) -> None:
+        if node.parent is not None:
+            self.touch(node.parent, node.name)
+        if node.links is not None or (node.orphan is False and node.parent is None):
+            self.epoch += 1  # names that are not live may share these bytes
+
+    def touch(self, directory: DirNode, name: bytes = b"") -> None:
+        """A name of a directory is not as it was when the directory was last found clean.
+
+        The whole way up: a directory that was never looked at may lie below one that was found clean.
+        """
+        if name in self.watched:
+            self.epoch += 1
+        node: DirNode | None = directory
+        while node is not None:
+            node.clean = -1
+            node = node.parent
+
+    def _drop_set_id(self, node: FileNode) -> None:
+        """A write by somebody who is not root clears set-id bits, as write(2) does below any file system."""
+        mode = os.fstat(node.fd).st_mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            os.fchmod(node.fd, stat.S_IMODE(kept))
+        node.privileged = True  # nothing left to clear until the next open or chmod
+
+    # --- copy-up -----------------------------------------------------------------------------------
+
+    def raise_dir(self, directory: DirNode) -> int:
+        """Give a directory a place in the upper, its parents first; the view stays as it is.
+
+        Returns:
+            its descriptor, good until `_OPEN_DIRECTORIES` others were used.
+        """
+        missing = []
+        node: DirNode | None = directory
+        while node is not None and not node.upper:
+            missing.append(node)
+            node = node.parent
+        for node in reversed(missing):
+            self._raise_one(node)
+        return self.fd(directory)
+
+    def _raise_one(self, node: DirNode) -> None:
+        upper = self._require_writable()
+        assert node.parent is not None
+        parent_fd = self.fd(node.parent)
+        with upper.staged() as temporary:
+            os.mkdir(temporary, 0o755, dir_fd=upper.work)
+            marks = Marks()
+            marks.ino = node.ino
+            up.write_marks(up.entry_path(upper.work, temporary), marks)
+            self._give_to_owner(upper.work, temporary)
+            _set_times(upper.work, temporary, self.time_ns, self.time_ns)
+            with same_times(parent_fd):
+                upper.publish(temporary, parent_fd, node.name)
+        node.upper = True
+        node.names = {}
+        self.names(node.parent)[node.name] = False
+
+    def _give_to_owner(self, directory: int, name: bytes) -> None:
+        if self._as_root and (self.uid or self.gid):
+            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+
+    def copy_up(self, node: FileNode, *, content: bool = False, empty: bool = False) -> None:
+        """Give a captured file a place in the upper; the view stays as it is (unless ``empty``).
+
+        Args:
+            node: the file or symlink.
+            content: with its bytes; otherwise they stay in the blob and the real file is a hole.
+            empty: without any bytes, for a truncation to nothing.
+        """
+        if node.upper:
+            return
+        upper = self._require_writable()
+        parent_fd = self.raise_dir(node.parent) if node.parent is not None else -1
+        with upper.staged() as temporary:
+            if stat.S_ISLNK(node.mode):
+                target = self.read_link(node.ino)
+                os.symlink(target, temporary, dir_fd=upper.work)
+                marks = None
+            else:
+                marks = self._stage_file(node, upper, temporary, content=content, empty=empty)
+            self._give_to_owner(upper.work, temporary)
+            _set_times(upper.work, temporary, self.time_ns, self.time_ns)
+            status = os.stat(temporary, dir_fd=upper.work, follow_symlinks=False)
+            if node.opens or node.orphan:
+                node.fd = os.open(temporary, OPEN_FLAGS, dir_fd=upper.work)
+            if node.parent is None:
+                os.unlink(temporary, dir_fd=upper.work)
+            else:
+                with same_times(parent_fd):
+                    upper.publish(temporary, parent_fd, node.name)
+                self.names(node.parent)[node.name] = False
+        node.upper = True
+        node.real_ino = status.st_ino
+        node.marks = marks
+        if stat.S_ISLNK(node.mode) or content or empty:
+            node.blob = None
+
+    def _stage_file(
+        self, node: FileNode, upper: Upper, temporary: bytes, *, content: bool, empty: bool
+    ) -> Marks:
+        assert node.blob is not None
+        marks = Marks()
+        marks.ino = node.ino
+        marks.size, marks.mtime_ns = node.size, self.time_ns
+        fd = os.open(temporary, CREATE_FLAGS, upper.real_mode(node.mode), dir_fd=upper.work)
+        try:
+            if content:
+                self._copy_bytes(node.blob, node.size, fd)
+                marks.stored = node.blob
+            elif not empty:
+                os.ftruncate(fd, node.size)
+                marks.blob = node.blob
+            up.write_marks(fd, marks)
+        finally:
+            os.close(fd)
+        return marks
+
+    def _copy_bytes(self, blob: ObjectID, size: int, fd: int) -> None:
+        """Write a blob's bytes into a file, leaving holes where there are only zeros."""
+        os.ftruncate(fd, size)
+        for offset in range(0, size, _COPY):
+            piece = self.lower.read(blob, offset, _COPY)
+            if piece.count(0) != len(piece):
+                faults.reach("files.before-copy")
+                os.pwrite(fd, piece, offset)
+
+    def fill_size(self, node: NodeId) -> int:
+        """How many bytes `bring_up` would have to copy."""
+        found = self._file(node)
+        return 0 if found.blob is None or not stat.S_ISREG(found.mode) else found.size
+
+    def bring_up(self, node: FileNode) -> None:
+        """Have a file's bytes in the upper, so that they can be changed there."""
+        if node.blob is None:
+            self.copy_up(node)
+        elif not node.upper:
+            self.copy_up(node, content=True)
+        else:
+            self._copy_bytes(node.blob, node.size, self._fill_target(node))
+            self.end_fill(node)
+
+    def start_fill(self, node: FileNode) -> tuple[ObjectID, int, int]:
+        """First third of `bring_up` for a large file: make the hole. The second, `copy_bytes_to`, may run in a thread.
+
+        Returns:
+            blob, its size and a descriptor to write to, which the caller closes.
+        """
+        self.copy_up(node)
+        assert node.blob is not None
+        return node.blob, node.size, os.dup(self._fill_target(node))
+
+    def copy_bytes_to(self, blob: ObjectID, size: int, fd: int) -> None:
+        """Second third: touches no node, so any thread may run it."""
+        self._copy_bytes(blob, size, fd)
+
+    def end_fill(self, node: FileNode) -> None:
+        """Last third: from here on the real file's bytes are the truth."""
+        if node.blob is None:
+            return
+        marks = node.marks
+        assert marks is not None
+        fd = self._fill_target(node)
+        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, marks.mtime_ns))
+        faults.reach("files.before-fill-ends")
+        marks.stored, marks.blob = marks.blob, None
+        up.write_marks(fd, marks)
+        node.blob = None
+        if node.opens == 0 and not node.orphan:
+            self._close_file(node)
+
+    def _fill_target(self, node: FileNode) -> int:
+        return self._open_file(node)
+
+    def _truncate(self, node: FileNode, size: int) -> None:
+        self._require_writable()
+        if node.blob is not None and size == 0:
+            self._truncate_to_nothing(node)
+        else:
+            self.bring_up(node)
+            self._content_changes(node)
+            faults.reach("files.before-truncate")
+            os.ftruncate(self._open_file(node), size)
+        if node.opens == 0 and not node.orphan:
+            self._close_file(node)
+
+    def _truncate_to_nothing(self, node: FileNode) -> None:
+        """Drop all bytes without reading them first."""
+        if not node.upper:
+            self.copy_up(node, empty=True)
+        assert node.marks is not None
+        fd = self._open_file(node)
+        os.ftruncate(fd, 0)
+        faults.reach("files.truncated")
+        node.marks.blob = node.marks.stored = node.marks.ctime_ns = None
+        self._write_marks(node)
+        node.blob = None
+        os.utime(fd)
+        self._content_changes(node)
+
+
+def _set_times(directory: int, name: bytes, atime_ns: int, mtime_ns: int) -> None:
+    os.utime(name, ns=(atime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+
+@contextmanager
+def same_times(directory: int) -> Iterator[None]:
+    """Keep a directory's times over a change that its users must not see (a copy-up)."""
+    before = os.fstat(directory)
+    yield
+    os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,0 +1,558 @@
+"""The merged view, to look at: which names there are, what they are, and their nodes.
+
+Nodes are caches of the upper and the lower: one that the kernel forgot and nobody holds open is dropped, and made
+again from disk when it is next looked up. Nothing here changes what is seen; `files.py`, `attributes.py` and
+`core.py` do, each on top of the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from heddle.mount import upper as up
+from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
+from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.shell import (
+    NAME_MAX,
+    ROOT,
+    Attrs,
+    IsADirectory,
+    NameTooLong,
+    NodeId,
+    NotADirectory,
+    NotFound,
+    ReadOnly,
+    Stale,
+)
+from heddle.mount.upper import Marks, Upper
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+_LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
+_OPEN_DIRECTORIES = 256  # descriptors kept for upper directories
+
+OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class View:
+    """A merged view to look at; its changes are its subclasses'.
+
+    Args:
+        lower: reads the object store.
+        upper: the changed files; None for a read-only mount.
+        tree: the lower's root tree, None for an empty one.
+        time_ns: time of everything captured that has no time of its own; an upper that says another one is right,
+            since files must not grow newer because their thread moved on.
+        uid, gid: owner of everything captured.
+
+    Attributes:
+        nodes: live nodes by number.
+        epoch: counts events after which no directory may be thought clean without a look.
+        watched: names whose change may change what is ignored elsewhere.
+        known: contents known to be a blob: real inode number to (size, mtime_ns, ctime_ns, blob).
+    """
+
+    def __init__(
+        self,
+        lower: Lower,
+        upper: Upper | None,
+        tree: ObjectID | None,
+        *,
+        time_ns: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        self.lower = lower
+        self.upper = upper
+        self.time_ns = time_ns
+        self.uid = uid
+        self.gid = gid
+        self.epoch = 0
+        self.watched: frozenset[bytes] = frozenset()
+        self.known: dict[int, tuple[int, int, int, ObjectID] | None] = {}
+        self.root = DirNode(ROOT, None, b"", tree)
+        self.root.lookups = 1
+        self.nodes: dict[NodeId, Node] = {ROOT: self.root}
+        self._fds: OrderedDict[DirNode, int] = OrderedDict()
+        self._as_root = os.geteuid() == 0
+        if upper is not None:
+            self._adopt_directory(self.root, upper.root)
+            self._mark_directory(self.root)
+
+    def close(self) -> None:
+        """Give all descriptors back; the view must not be used any more."""
+        for node in self.nodes.values():
+            if isinstance(node, FileNode) and node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        self.lower.close()
+        if self.upper is not None:
+            self.upper.close()
+
+    # --- nodes and names -----------------------------------------------------------------------
+
+    def _node(self, ino: NodeId) -> Node:
+        node = self.nodes.get(ino)
+        if node is None:
+            raise Stale(f"node {ino}")
+        return node
+
+    def _dir(self, ino: NodeId) -> DirNode:
+        node = self._node(ino)
+        if not isinstance(node, DirNode):
+            raise NotADirectory
+        return node
+
+    def _file(self, ino: NodeId) -> FileNode:
+        node = self._node(ino)
+        if not isinstance(node, FileNode):
+            raise IsADirectory
+        return node
+
+    def _live_dir(self, ino: NodeId) -> DirNode:
+        directory = self._dir(ino)
+        if directory.orphan:
+            raise NotFound
+        return directory
+
+    def path(self, node: Node) -> bytes:
+        """A path of a node from the root of the mount; empty for the root."""
+        parts = []
+        while node.parent is not None:
+            parts.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(parts))
+
+    def names(self, directory: DirNode) -> dict[bytes, bool]:
+        """What the upper directory holds: name to "is a whiteout". Listed once, then kept right."""
+        if directory.names is None:
+            directory.names = {}
+            if directory.upper:
+                with os.scandir(self.fd(directory)) as entries:
+                    for entry in entries:
+                        directory.names[os.fsencode(entry.name)] = _is_whiteout_entry(entry)
+        return directory.names
+
+    def fd(self, directory: DirNode) -> int:
+        """Descriptor of an upper directory, opened through its parents' and kept for a while."""
+        if directory is self.root:
+            assert self.upper is not None
+            return self.upper.root
+        fd = self._fds.get(directory)
+        if fd is not None:
+            self._fds.move_to_end(directory)
+            return fd
+        # Only the directory asked for is kept: one insertion a call, so that the descriptors of one
+        # operation never push each other out however deep they lie.
+        chain = [directory]
+        while (above := chain[-1].parent) is not None and above not in self._fds:
+            if above is self.root:
+                break
+            chain.append(above)
+        assert above is not None
+        fd = self.fd(above)
+        for number, node in enumerate(reversed(chain)):
+            inner = os.open(node.name, DIRECTORY_FLAGS, dir_fd=fd)
+            if number:
+                os.close(fd)
+            fd = inner
+        self._fds[directory] = fd
+        if len(self._fds) > _OPEN_DIRECTORIES:
+            os.close(self._fds.popitem(last=False)[1])
+        return fd
+
+    def _drop_fd(self, directory: DirNode) -> None:
+        fd = self._fds.pop(directory, None)
+        if fd is not None:
+            os.close(fd)
+
+    def child(self, directory: DirNode, name: bytes) -> Node | None:
+        """The node of a name, made if it is not live; None when the view has no such name."""
+        node = directory.children.get(name)
+        if node is not None:
+            return node
+        if directory.upper:
+            whiteout = self.names(directory).get(name)
+            if whiteout:
+                return None
+            if whiteout is not None:
+                return self._load_upper(directory, name)
+        entry = self.lower.entries(directory.lower).get(name)
+        if entry is None:
+            return None
+        return self._load_lower(directory, name, *entry)
+
+    def _load_lower(self, parent: DirNode, name: bytes, mode: int, oid: ObjectID) -> Node:
+        ino = self._lower_ino(parent.ino, name)
+        node: Node
+        if is_directory(mode):
+            node = DirNode(ino, parent, name, None if mode == GITLINK else oid)
+        else:
+            node = FileNode(ino, parent, name, _shown_mode(mode))
+            node.blob = oid
+            node.size = self.lower.size(oid)
+        return self._add(node, parent, name)
+
+    def _lower_ino(self, parent: NodeId, name: bytes) -> NodeId:
+        """A number for a captured node that comes out the same at every mount."""
+        digest = hashlib.blake2b(name, digest_size=8, salt=parent.to_bytes(8, "little")).digest()
+        ino = int.from_bytes(digest, "little") & (_LOWER_INO - 1) | _LOWER_INO
+        while ino in self.nodes:
+            ino += 1
+        return ino
+
+    def _load_upper(self, parent: DirNode, name: bytes) -> Node:
+        directory_fd = self.fd(parent)
+        status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            return self._load_upper_directory(parent, name)
+        marks = None
+        if stat.S_ISREG(status.st_mode):
+            marks = up.read_marks(up.entry_path(directory_fd, name))
+        ino = status.st_ino if marks is None or marks.ino is None else marks.ino
+        same = self.nodes.get(ino)
+        if same is not None:
+            if isinstance(same, FileNode) and same.is_file(status.st_ino):
+                return self._add_link(same, parent, name)
+            ino = self._lower_ino(
+                ino, name
+            )  # the kernel still holds an earlier owner of the number
+            marks = marks or Marks()
+            marks.ino = ino
+            if stat.S_ISREG(status.st_mode):
+                up.write_marks(up.entry_path(directory_fd, name), marks)
+        node = FileNode(ino, parent, name, status.st_mode)
+        node.upper = True
+        node.real_ino = status.st_ino
+        if status.st_nlink > 1:
+            node.links = []
+        self._take_marks(node, marks)
+        return self._add(node, parent, name)
+
+    def _load_upper_directory(self, parent: DirNode, name: bytes) -> DirNode:
+        node = DirNode(0, parent, name, subtree(self.lower.entries(parent.lower), name))
+        node.upper = True
+        self._adopt_directory(node, self.fd(node))
+        if node.ino in self.nodes:  # see _load_upper
+            node.ino = self._lower_ino(node.ino, name)
+            self._mark_directory(node)
+        self._add(node, parent, name)
+        return node
+
+    def _adopt_directory(self, node: DirNode, fd: int) -> None:
+        """Take over what an upper directory says of itself."""
+        node.upper = True
+        marks = up.read_marks(fd) or Marks()
+        if node.ino != ROOT:
+            node.ino = os.fstat(fd).st_ino if marks.ino is None else marks.ino
+        elif marks.time_ns is not None:
+            self.time_ns = marks.time_ns
+        else:  # a new upper: the root is as old as what it shows
+            os.utime(fd, ns=(self.time_ns, self.time_ns))
+        node.mode = marks.mode
+        if marks.lower is not None:
+            node.lower, node.explicit = marks.lower, True
+        elif up.is_opaque(fd):
+            node.lower, node.explicit = None, True
+
+    def _mark_directory(self, node: DirNode) -> None:
+        marks = Marks()
+        if node is self.root:
+            marks.time_ns = self.time_ns
+        else:
+            marks.ino = node.ino
+        marks.mode = node.mode
+        if node.explicit:
+            marks.lower = node.lower
+        up.write_marks(self.fd(node), marks)
+
+    def _take_marks(self, node: FileNode, marks: Marks | None) -> None:
+        node.marks = marks
+        node.blob = None if marks is None else marks.blob
+        if marks is not None and marks.blob is not None:
+            node.size = marks.size
+
+    def _write_marks(self, node: FileNode) -> None:
+        if node.marks is not None:
+            up.write_marks(self._where(node), node.marks)
+
+    def _where(self, node: FileNode) -> bytes | int:
+        """The real file, for calls on xattrs: its descriptor, or a path through its directory."""
+        if node.fd >= 0:
+            return node.fd
+        if node.parent is None:
+            raise Stale(f"node {node.ino} has no name left")
+        return up.entry_path(self.fd(node.parent), node.name)
+
+    def _add(self, node: Node, parent: DirNode, name: bytes) -> Node:
+        self.nodes[node.ino] = node
+        parent.children[name] = node
+        return node
+
+    def _add_link(self, node: FileNode, parent: DirNode, name: bytes) -> FileNode:
+        if node.parent is None:
+            node.parent, node.name = parent, name
+        else:
+            node.links = [*(node.links or ()), (parent, name)]
+        parent.children[name] = node
+        return node
+
+    def remember(self, node: NodeId, count: int = 1) -> None:
+        self.nodes[node].lookups += count
+
+    def forget(self, node: NodeId, count: int) -> None:
+        found = self.nodes.get(node)
+        if found is not None:
+            found.lookups -= count
+            self.drop_if_unused(found)
+
+    def invalidate(self, node: NodeId) -> None:
+        found = self.nodes.get(node)
+        if found is not None:
+            self.drop_if_unused(found)
+
+    def drop_if_unused(self, node: Node | None) -> None:
+        """Let go of a node that neither the kernel nor a handle nor a child holds, and of parents held only by it."""
+        while node is not None and node is not self.root and node.lookups <= 0:
+            if isinstance(node, FileNode):
+                if node.opens > 0:
+                    return
+                for parent, name in node.links or ():
+                    if parent.children.get(name) is node:
+                        del parent.children[name]
+                self._close_file(node)
+                if node.orphan:
+                    self.known.pop(node.real_ino, None)
+            else:
+                assert isinstance(node, DirNode)
+                if node.children:
+                    return
+                self._drop_fd(node)
+            if self.nodes.get(node.ino) is node:
+                del self.nodes[node.ino]
+            parent_node = node.parent
+            if parent_node is not None and parent_node.children.get(node.name) is node:
+                del parent_node.children[node.name]
+            node = parent_node
+
+    def _open_file(self, node: FileNode) -> int:
+        if node.fd < 0:
+            if node.parent is None:
+                raise Stale("the file is gone")
+            node.fd = os.open(node.name, OPEN_FLAGS, dir_fd=self.fd(node.parent))
+        return node.fd
+
+    def _close_file(self, node: FileNode) -> None:
+        if node.fd >= 0:
+            os.close(node.fd)
+            node.fd = -1
+
+    def _require_writable(self) -> Upper:
+        if self.upper is None:
+            raise ReadOnly
+        return self.upper
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def lookup(self, parent: NodeId, name: bytes) -> Attrs | None:
+        directory = self._dir(parent)
+        if name == b".":
+            return self.attrs_of(directory)
+        if name == b"..":
+            return self.attrs_of(directory.parent or directory)
+        if directory.orphan:
+            return None
+        check_length(name)
+        node = self.child(directory, name)
+        return None if node is None else self.attrs_of(node)
+
+    def attrs(self, node: NodeId) -> Attrs:
+        found = self._node(node)
+        return self.attrs_of(found)
+
+    def attrs_of(self, node: Node) -> Attrs:
+        """Attributes of a live node."""
+        if isinstance(node, DirNode):
+            return self._directory_attrs(node)
+        assert isinstance(node, FileNode)
+        if node.upper:
+            return self._upper_attrs(node)
+        blocks, when = -(-node.size // 512), self.time_ns
+        nlink = 0 if node.orphan else 1
+        return Attrs(
+            node.ino,
+            node.mode,
+            nlink,
+            self.uid,
+            self.gid,
+            0,
+            node.size,
+            blocks,
+            when,
+            when,
+            when,
+        )
+
+    def _directory_attrs(self, node: DirNode) -> Attrs:
+        when = self.time_ns
+        if node.orphan:
+            return Attrs(
+                node.ino, stat.S_IFDIR | 0o755, 0, self.uid, self.gid, 0, 0, 0, when, when, when
+            )
+        if not node.upper:
+            nlink = 2 + self.lower.subdirectories(node.lower)
+            mode = stat.S_IFDIR | 0o755
+            return Attrs(node.ino, mode, nlink, self.uid, self.gid, 0, 4096, 8, when, when, when)
+        status = self._directory_status(node)
+        mode = status.st_mode if node.mode is None else stat.S_IFDIR | node.mode
+        return Attrs(
+            node.ino,
+            mode,
+            self._link_count(node, status),
+            status.st_uid,
+            status.st_gid,
+            0,
+            status.st_size,
+            status.st_blocks,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+
+    def _directory_status(self, node: DirNode) -> os.stat_result:
+        if node.parent is None or node in self._fds:
+            return os.fstat(self.fd(node))
+        return os.stat(node.name, dir_fd=self.fd(node.parent), follow_symlinks=False)
+
+    def _link_count(self, node: DirNode, status: os.stat_result) -> int:
+        """2 and one for every directory shown. The real count is right unless a lower shows through."""
+        if node.lower is None:
+            return status.st_nlink
+        names = self.names(node)
+        hidden = sum(
+            is_directory(mode) and name in names
+            for name, (mode, _) in self.lower.entries(node.lower).items()
+        )
+        return status.st_nlink + self.lower.subdirectories(node.lower) - hidden
+
+    def _upper_attrs(self, node: FileNode) -> Attrs:
+        status = self._status(node)
+        if status is None:
+            assert node.last is not None
+            return node.last
+        marks = node.marks
+        mode, size, mtime, ctime = (
+            status.st_mode,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        blocks = status.st_blocks
+        if marks is not None:
+            if marks.mode is not None:
+                mode = stat.S_IFMT(mode) | marks.mode
+            if marks.blob is not None:
+                size, mtime, blocks = marks.size, marks.mtime_ns, -(-marks.size // 512)
+            if marks.ctime_ns is not None:
+                ctime = marks.ctime_ns
+        return Attrs(
+            node.ino,
+            mode,
+            status.st_nlink,
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            size,
+            blocks,
+            status.st_atime_ns,
+            mtime,
+            ctime,
+        )
+
+    def _status(self, node: FileNode) -> os.stat_result | None:
+        """stat(2) of the real file; None for an orphan that nobody held open."""
+        if node.fd >= 0:
+            return os.fstat(node.fd)
+        if node.parent is None:
+            return None
+        return os.stat(node.name, dir_fd=self.fd(node.parent), follow_symlinks=False)
+
+    def enumerate(self, directory: NodeId) -> list[bytes]:
+        return self.list_names(self._dir(directory))
+
+    def list_names(self, directory: DirNode) -> list[bytes]:
+        """All names that a directory shows."""
+        if directory.orphan:
+            return []
+        below = self.lower.entries(directory.lower)
+        if not directory.upper:
+            return list(below)
+        names = self.names(directory)
+        shown = [name for name, whiteout in names.items() if not whiteout]
+        shown += [name for name in below if name not in names]
+        return shown
+
+    def read_link(self, node: NodeId) -> bytes:
+        found = self._file(node)
+        if found.upper:
+            if found.parent is None:
+                raise Stale("the link is gone")
+            return os.readlink(found.name, dir_fd=self.fd(found.parent))
+        assert found.blob is not None
+        return self.lower.read(found.blob, 0, found.size)
+
+    def statfs(self) -> os.statvfs_result:
+        return os.statvfs(self.upper.root if self.upper is not None else self.lower.store.path)
+
+    @staticmethod
+    def is_stored(status: os.stat_result, marks: Marks) -> bool:
+        """Say whether a real file's bytes are still those of ``marks.stored``."""
+        return (
+            marks.stored is not None
+            and marks.size == status.st_size
+            and marks.mtime_ns == status.st_mtime_ns
+        )
+
+    def content_id(self, status: os.stat_result, marks: Marks | None) -> ObjectID | None:
+        """The blob that a real regular file's bytes are known to be, None when they would have to be read."""
+        if marks is not None:
+            if marks.blob is not None:
+                return marks.blob
+            if self.is_stored(status, marks):
+                return marks.stored
+        entry = self.known.get(status.st_ino)
+        if entry is not None and entry[:3] == stat_key(status):
+            return entry[3]
+        return None
+
+
+def check_length(name: bytes) -> None:
+    if len(name) > NAME_MAX:
+        raise NameTooLong
+
+
+def _is_whiteout_entry(entry: os.DirEntry[str]) -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+        return False
+    return not entry.is_symlink() and up.is_whiteout(entry.stat(follow_symlinks=False))
+
+
+def _shown_mode(mode: int) -> int:
+    """Type and permission bits of a file from a git tree's mode."""
+    if stat.S_ISLNK(mode):
+        return stat.S_IFLNK | 0o777
+    return stat.S_IFREG | (0o755 if mode & 0o100 else 0o644)
+
+
+def stat_key(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells that a real file was not touched."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
