@@ -48,6 +48,10 @@ def check_fuse(*, allow_other: bool) -> None:
             f"there is no {FUSE_DEVICE}: the kernel has no FUSE, or this container was not given it",
             hint=f"modprobe fuse; in a container --device {FUSE_DEVICE} --cap-add SYS_ADMIN",
         )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise Unavailable(
+            f"{FUSE_DEVICE} is closed to user {os.getuid()}", hint=f"sudo chmod 666 {FUSE_DEVICE}"
+        )
     if allow_other and os.geteuid() != 0 and not _others_allowed():
         raise NotPermitted(
             f"--allow-other needs the line user_allow_other in {FUSE_CONF}",

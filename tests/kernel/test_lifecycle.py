@@ -617,6 +617,20 @@ def test_no_fuse_device(
     assert caught.value.hint is not None and "--device" in caught.value.hint
 
 
+def test_a_fuse_device_that_is_closed(
+    repo: api.Repository, unchanged: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A /dev/fuse that this user may not open is told before anything is tried."""
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != mountpoint.FUSE_DEVICE and real(path, mode)
+    )
+    with pytest.raises(Unavailable, match="closed to user") as caught:
+        repo.mount("agent-1")
+
+    assert caught.value.exit_code == 69
+
+
 def test_allow_other_needs_a_line(
     repo: api.Repository, unchanged: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
