@@ -81,8 +81,11 @@ def export(
     for each in done.refs:
         was = views.short(each.old) if each.old else "new"
         output.confirm_done(f"{printable(each.ref)} {was} -> {views.short(each.new)}")
-    what = views.counted(done.objects, "object") if done.refs else "nothing to do:"
-    output.confirm_done(f"{what} {'to' if done.refs else ''} {printable(str(done.target))}")
+    where = printable(str(done.target))
+    if done.refs:
+        output.confirm_done(f"{views.counted(done.objects, 'object')} to {where}")
+    else:
+        output.confirm_done(f"{where} has everything already")
 
 
 def _ref_record(change: RefChange) -> dict[str, object]:

@@ -174,7 +174,8 @@ class _Target:
 
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
         """The ids to ask for, of all that a server offers."""
-        ids = {id for ref, id in refs.items() if id and ref.startswith((HEADS, TAGS))}
+        names = {ref: id for ref, id in refs.items() if ref.startswith((HEADS, TAGS))}
+        ids = {id for ref, id in names.items() if id and not ref.endswith(b"^{}")}
         return sorted(id for id in ids if id not in self._store)
 
     def graph_walker(self) -> Any:

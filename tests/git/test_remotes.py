@@ -33,10 +33,12 @@ Address = Callable[[str], str]
 
 @pytest.fixture
 def bare(checkout: Path, git: Git, tmp_path: Path) -> Path:
-    """What the servers serve: two branches, a tag and an annotated tag."""
+    """What the servers serve: two branches, a tag, and an annotated tag of what no branch is at."""
     git("branch", "topic", "HEAD~1")
     git("tag", "light")
+    commit_file(checkout, "c.txt", "c\n")
     git("tag", "-a", "-m", "Noted", "noted")
+    commit_file(checkout, "d.txt", "d\n")
     (tmp_path / "served").mkdir()
     return bare_copy(checkout, tmp_path / "served" / "project.git")
 
