@@ -1,0 +1,124 @@
+"""The git verbs as a script meets them: JSON as the manual says, exit codes, notes on stderr."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heddle import api
+
+from .conftest import Git, commit_file, run_git, state
+from .servers import bare_copy
+
+MAN = Path(__file__).parents[2] / "man"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run ``heddle`` as a process; fails unless it exits with ``code``."""
+
+    def run(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "heddle", *map(str, args)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == code, (args, done)
+        return done
+
+    return run
+
+
+def fields(value: Any) -> set[str]:
+    """Every key in a JSON value, at any depth."""
+    if isinstance(value, dict):
+        return set(value).union(*map(fields, value.values()))
+    return set().union(*map(fields, value)) if isinstance(value, list) else set()
+
+
+def documented(verb: str) -> set[str]:
+    """The fields that a page names."""
+    lines = [line for line in (MAN / f"heddle-{verb}.1").read_text().splitlines() if "Va" in line]
+    return set(re.findall(r"\b[a-z][a-z0-9_]+\b", " ".join(lines).replace("Va", "")))
+
+
+def test_json_of_every_git_verb(run: Run, checkout: Path, git: Git, tmp_path: Path) -> None:
+    """One object on one line, nothing on stderr, and every field is on the verb's page."""
+    import json
+
+    git("tag", "v1")
+    bare = bare_copy(checkout, tmp_path / "s.git")
+    mine = tmp_path / "mine"
+    steps: list[tuple[Path, tuple[object, ...]]] = [
+        (tmp_path, ("clone", bare, mine)),
+        (mine, ("fetch",)),
+        (mine, ("pull",)),
+        (mine, ("push", "--markers")),
+        (mine, ("remote", "list")),
+        (mine, ("remote", "add", "other", bare)),
+        (mine, ("remote", "remove", "other")),
+        (mine, ("git", "export", "--to", tmp_path / "out.git")),
+        (mine, ("git", "import", tmp_path / "out.git")),
+    ]
+    for where, words in steps:
+        done = run(*words, "--json", cwd=where)
+
+        assert done.stderr == ""
+        assert done.stdout.count("\n") == 1
+        assert fields(json.loads(done.stdout)) <= documented(str(words[0])), words
+
+
+def test_diverged_is_noted_on_stderr_and_refuses_captures(
+    run: Run, repo: api.Repository, git: Git
+) -> None:
+    """A command that only looks works and notes it; a capture exits with 65 and records nothing."""
+    (repo.path / "a.txt").write_text("heddle\n")
+    run("capture", "-m", "Heddle's", cwd=repo.path)
+    (repo.path / ".git" / "index.lock").touch()
+    (repo.path / "a.txt").write_text("heddle again\n")
+    captured = run("capture", "-m", "Not in git yet", cwd=repo.path)
+
+    assert "index.lock" in captured.stderr
+
+    (repo.path / ".git" / "index.lock").unlink()
+    git(
+        "update-ref",
+        "refs/heads/main",
+        git("commit-tree", "-p", "main", "-m", "git", "main^{tree}"),
+    )
+    looked = run("thread", "list", cwd=repo.path)
+
+    assert "each has what the other has not" in looked.stderr and "hint:" in looked.stderr
+
+    before = state(repo, "main")
+    (repo.path / "a.txt").write_text("third\n")
+    refused = run("--json", "capture", "-m", "Third", cwd=repo.path, code=65)
+
+    assert '"kind": "diverged"' in refused.stderr
+    assert before == state(repo, "main")
+
+
+def test_clone_is_named_as_its_address_ends(run: Run, checkout: Path, tmp_path: Path) -> None:
+    """As git names it; a relative address is kept absolute."""
+    bare_copy(checkout, tmp_path / "project.git")
+    (tmp_path / "at").mkdir()
+
+    run("clone", "../project.git", cwd=tmp_path / "at")
+
+    assert (tmp_path / "at" / "project" / "a.txt").exists()
+    commit_file(checkout, "n", "new\n")
+    run_git(checkout, "push", "-q", tmp_path / "project.git", "main")
+    run("pull", cwd=tmp_path / "at" / "project")
+    assert (tmp_path / "at" / "project" / "n").exists()
+
+
+def test_export_to_a_place_that_can_not_be_written(run: Run, repo: api.Repository) -> None:
+    """An error with its own exit code, and no traceback."""
+    done = run("git", "export", "--to", "/proc/nowhere/x.git", cwd=repo.path, code=73)
+
+    assert "Traceback" not in done.stderr
