@@ -76,7 +76,10 @@ def _verify_packs(
     total = sum(index.count for index in indexes)
     done = 0
     for index in indexes:
-        pack = PackFile(index.pack_path, id_length)
+        try:
+            pack = PackFile(index.pack_path, id_length)
+        except FileNotFoundError:  # gc has merged it since it was listed
+            continue
         whole = pack.is_whole(index.pack_digest) and index.pack_digest.hex() == pack.path.stem
         if not whole:
             yield Problem("damaged_pack", f"{pack.path} is not what was written", _RESTORE)

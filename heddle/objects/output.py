@@ -32,8 +32,8 @@ from heddle.objects.layout import (
 from heddle.objects.packfile import PackFile
 
 LEVEL = 3
-"""zstd's level. On the Linux source tree, one processor: -1: 316 MB in 2.2 s, 1: 268 in 2.5, 3: 255 in 2.9,
-4: 250 in 4.0; git's zlib: about 290 in 14."""
+"""zstd's level. The files of Linux 6.1 (1.3 GB) on one processor: -1: 316 MB in 2.2 s, 1: 268 MB in 2.5 s, 3: 255 MB in
+2.9 s, 4: 250 MB in 4.0 s."""
 _GROUP = 4
 """Frames of a large object that are compressed together."""
 _MODE = 0o444
@@ -215,10 +215,12 @@ def compress(contents: list[bytes], *, threads: int) -> list[Any]:
     import zstandard
 
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
-    if len(contents) < 2 or not all(contents):  # the bulk call refuses empty content
+    filled = [content for content in contents if content]  # the bulk call refuses empty content
+    if len(filled) < 2:
         return [compressor.compress(content) for content in contents]
     many: Any = compressor.multi_compress_to_buffer
-    return list(many(contents, threads=min(threads, len(contents))))
+    frames = iter(many(filled, threads=min(threads, len(filled))))
+    return [next(frames) if content else compressor.compress(content) for content in contents]
 
 
 def spare_processors() -> int:
@@ -245,7 +247,7 @@ def remove_abandoned(directory: Path, names: Iterable[str]) -> None:
         try:
             if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S and _lock_is_free(path):
                 path.unlink()
-        except (FileNotFoundError, PermissionError):
+        except OSError:  # somebody else removed it, or only somebody else can
             continue
 
 

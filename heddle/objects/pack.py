@@ -325,8 +325,12 @@ class PackWriter:
         self._drain()
         name = None
         if self._output is not None:
-            with self._output_lock:
-                name = self._output.publish(self._entries.values())
+            try:
+                with self._output_lock:
+                    name = self._output.publish(self._entries.values())
+            except BaseException as error:
+                self._fail(error)
+                raise
         self.abort()
         if name is not None:
             self._store.refresh()
