@@ -219,7 +219,7 @@ class Repository(repository.Repository):
         Raises:
             Busy: the mount we are in hangs.
         """
-        stale = [one for one in lifecycle.mounts(self.runtime, self) if one.state != "live"]
+        stale = lifecycle.need_attention(self.runtime, self)
         with self._here() as (state, changes, ignored, _read):
             pass
         return Status(

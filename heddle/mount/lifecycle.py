@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _DIRTY_TIMEOUT_S = 2.0
+_GLANCE_S = 0.5
 
 
 class Mounted(NamedTuple):
@@ -443,6 +444,12 @@ def mounts(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[Mo
             if found is not None:
                 dirty[it.mountpoint] = found
     return [_info(it, dirty.get(it.mountpoint)) for it in sessions]
+
+
+def need_attention(runtime: RuntimeDirectory, repo: Repository) -> list[MountInfo]:
+    """The sessions of a repository that died or hang; a quick look that does not ask what is unsaved."""
+    sessions = registry.survey(runtime, repo, timeout_s=_GLANCE_S)
+    return [_info(session, None) for session in sessions if session.state != "live"]
 
 
 def _info(session: Session, dirty: Amount | None) -> MountInfo:
