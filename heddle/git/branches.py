@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 DETACHED = "detached"
 """The thread that stands for git's HEAD while that is on no branch."""
+KEPT = b"refs/heddle/keep/"
+"""Refs, by id, of states that branches were at before they were deleted or rewritten."""
 
 
 class Diverged(DataError):
@@ -145,10 +147,25 @@ def is_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
         return True
     if not repo.is_state(old):
         return False
-    since_s = repo.state(old).time_s
-    if any(state.id == old for state in newest_first(repo, [new], since_s=since_s)):
+    if _is_recent_ancestor(repo, old, new):
         return True
     return any(state.id == old for state in newest_first(repo, [new]))  # clocks can lie
+
+
+def _is_recent_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
+    """The same without looking behind the older state's time."""
+    from heddle.repo.log import newest_first
+
+    since_s = repo.state(old).time_s
+    return any(state.id == old for state in newest_first(repo, [new], since_s=since_s))
+
+
+def reflog_identity(repo: Repository) -> bytes:
+    """For reflogs: whoever answers for what is done here."""
+    try:
+        return str(repo.attribution().principal).encode()
+    except HeddleError:
+        return b"heddle <heddle@localhost>"
 
 
 class _Comparison:
@@ -222,6 +239,7 @@ class _Comparison:
                 self._pushes[name] = cast("ObjectID", cast(Thread, thread).state)
             case Action.FORGET:
                 self._new_rows[name] = None
+                self._keep(name, self._rows[name].state)
             case Action.DROP:
                 self._new_rows[name] = Branch(branch, dropped=True)
 
@@ -254,8 +272,21 @@ class _Comparison:
                 hint="git fsck",
             )
             return
-        self._moves.append(Move("thread", name, thread.state if thread else None, branch))
+        old = thread.state if thread else None
+        self._moves.append(Move("thread", name, old, branch))
         self._new_rows[name] = Branch(branch)
+        if old and branch and not _is_recent_ancestor(self._repo, old, branch):
+            self._keep(name, old)
+
+    def _keep(self, name: str, state: ObjectID | None) -> None:
+        """Keep git's gc from taking a state that a branch was at, and that the operation log names."""
+        ref = KEPT + (state or b"")
+        if state is None or self._refs.get(ref) is not None:
+            return
+        try:
+            self._refs.move(ref, None, state, who=self._who, message=b"heddle: kept")
+        except HeddleError as error:
+            self.step.problems[name] = error
 
     # HEAD
 
@@ -428,11 +459,7 @@ class _Comparison:
 
     @cached_property
     def _who(self) -> bytes:
-        """For the reflog: whoever answers for what is done here."""
-        try:
-            return str(self._repo.attribution().principal).encode()
-        except HeddleError:
-            return b"heddle <heddle@localhost>"
+        return reflog_identity(self._repo)
 
     def _remember(self) -> None:
         """Record what is in step, with the signature that git has now, if its refs are still as we left them."""

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from heddle import faults
 from heddle.errors import CannotCreate, DataError, HeddleError, InvalidName
 from heddle.git import remotes
-from heddle.git.branches import Diverged, is_ancestor
+from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
 from heddle.git.pack import peeled, require_all
 from heddle.git.refs import HEADS, TAGS, GitRefs
@@ -262,7 +262,11 @@ class _Target:
             for each in changes:
                 ref = each.ref.encode(errors="surrogateescape")
                 self._git.move(
-                    ref, each.old, each.new, who=who(self._repo), message=b"heddle: fetch"
+                    ref,
+                    each.old,
+                    each.new,
+                    who=reflog_identity(self._repo),
+                    message=b"heddle: fetch",
                 )
             return
         moves, rows = [], {}
@@ -285,14 +289,6 @@ class _Target:
             return None
         state = cast("ObjectID", peeled(self._store, id))
         return Move("marker", name, None, state) if self._repo.is_state(state) else None
-
-
-def who(repo: Repository) -> bytes:
-    """For a reflog: whoever answers for what is done here."""
-    try:
-        return str(repo.attribution().principal).encode()
-    except HeddleError:
-        return b"heddle <heddle@localhost>"
 
 
 def tracked(repo: Repository, remote: str, thread: str) -> ObjectID | None:
@@ -425,7 +421,7 @@ def _remember_pushed(repo: Repository, name: str, changes: Iterable[RefChange]) 
     have.close()
     refs = GitRefs(repo.git)
     for ref, new in rows.items():
-        refs.move(ref, refs.get(ref), new, who=who(repo), message=b"heddle: push")
+        refs.move(ref, refs.get(ref), new, who=reflog_identity(repo), message=b"heddle: push")
 
 
 # pull

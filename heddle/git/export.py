@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle import faults
-from heddle.errors import CannotCreate, DataError, HeddleError
+from heddle.errors import CannotCreate, DataError
 from heddle.git import refs as gitrefs
-from heddle.git.branches import Diverged, follow, is_ancestor
+from heddle.git.branches import Diverged, follow, is_ancestor, reflog_identity
 from heddle.git.refs import HEADS, TAGS, GitRefs
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _export_refs(
     missing = missing_objects(repo.store, [each.new for each in changes], have.holds)
     have.close()
     pack = write_pack(repo.store, missing, git.objects, progress=progress)
-    who = _who(repo)
+    who = reflog_identity(repo)
     for each in changes:
         faults.reach("export.before-ref")
         refs.move(os.fsencode(each.ref), each.old, each.new, who=who, message=b"heddle: git export")
@@ -245,10 +245,3 @@ def _require_forward(repo: Repository, change: RefChange, force: bool) -> None:
             f"{change.ref} is {ids}, and holds commits that this one does not",
             hint="bring them here (heddle git import, heddle pull), or move it anyway with --force",
         )
-
-
-def _who(repo: Repository) -> bytes:
-    try:
-        return str(repo.attribution().principal).encode()
-    except HeddleError:
-        return b"heddle <heddle@localhost>"

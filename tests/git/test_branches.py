@@ -121,6 +121,28 @@ def test_a_deleted_branch_leaves_its_thread(repo: api.Repository, git: Git) -> N
     assert kept == state(heddle.open(repo.path), "gone")
 
 
+def test_what_git_drops_is_kept(repo: api.Repository, git: Git) -> None:
+    """States of a branch that git rewound or deleted outlive git's gc: the operation log names them."""
+    git("switch", "-q", "-c", "gone")
+    rewound = commit_file(repo.path, "x", "x")
+    heddle.open(repo.path)
+    git("reset", "-q", "--hard", "HEAD~1")
+    heddle.open(repo.path)
+    deleted = commit_file(repo.path, "y", "y")
+    git("switch", "-q", "main")
+    heddle.open(repo.path)
+    git("branch", "-q", "-D", "gone")
+    heddle.open(repo.path)
+    git("reflog", "expire", "--expire=now", "--all")
+    git("gc", "-q", "--prune=now")
+
+    assert [git("show", f"{id}:{name}") for id, name in ((rewound, "x"), (deleted, "y"))] == [
+        "x",
+        "y",
+    ]
+    assert heddle.open(repo.path).fsck().problems == []
+
+
 def test_a_deleted_thread_leaves_its_branch(repo: api.Repository, git: Git) -> None:
     """A thread that was deleted does not come back until its branch moves."""
     git("branch", "side", "HEAD~1")
