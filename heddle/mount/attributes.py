@@ -124,8 +124,7 @@ class Attributes(Files):
             marks.mode = shown if real != shown else None
             if stat.S_ISREG(node.mode):
                 self._write_marks(node)
-        if node.writers:
-            node.privileged = False
+        node.cleared = False
 
     def _set_file_times(self, node: FileNode, update: AttrUpdate) -> None:
         status = self._status(node)

@@ -53,8 +53,11 @@ class Files(View):
                 else:
                     self.bring_up(found)
                 found.privileged = caller is None or caller.uid == 0
+                found.cleared = False
             if found.upper:
                 self._open_file(found)
+            if truncate and not found.privileged:
+                self._drop_set_id(found)
         except BaseException:
             self.release(node, write=write)
             raise
@@ -95,7 +98,7 @@ class Files(View):
             self.bring_up(found)
             self._open_file(found)
         self._content_changes(found)
-        if not found.privileged:
+        if not found.privileged and not found.cleared:
             self._drop_set_id(found)
         return os.pwrite(found.fd, data, offset)
 
@@ -135,7 +138,10 @@ class Files(View):
             kept &= ~stat.S_ISGID
         if kept != mode:
             os.fchmod(node.fd, stat.S_IMODE(kept))
-        node.privileged = True  # nothing left to clear until the next open or chmod
+            if node.marks is not None and node.marks.mode is not None:
+                node.marks.mode &= kept
+                self._write_marks(node)
+        node.cleared = True
 
     # --- copy-up -----------------------------------------------------------------------------------
 

@@ -79,10 +79,12 @@ class FileNode(Node):
         last: attributes of an orphan that has no descriptor.
         pushed: its bytes were given to the kernel's page cache.
         privileged: the last opener for writing may keep set-id bits (it is root).
+        cleared: its writes have cleared them; nothing to do before the next open or chmod.
     """
 
     __slots__ = (
         "blob",
+        "cleared",
         "fd",
         "last",
         "links",
@@ -110,6 +112,7 @@ class FileNode(Node):
         self.last: Attrs | None = None
         self.pushed = False
         self.privileged = True
+        self.cleared = False
 
     def is_file(self, real_ino: int) -> bool:
         """Say whether this node stands for the upper's real file of that inode number."""
