@@ -139,6 +139,18 @@ def test_the_tour_of_the_readme_prints_what_it_shows(home: Home) -> None:
     assert home.mounts() == []
 
 
+def test_the_python_of_the_readme_runs(home: Home, project: Path) -> None:
+    """The README's Python example captures what it wrote, on its thread."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+
+    home.run(sys.executable, "-c", "\n".join(blocks))
+
+    assert home.run("heddle", "show", "agent-1:plan", cwd=project) == "one thing after the other\n"
+    assert log(home, project, "agent-1")[0]["message"] == "a plan"
+
+
 def test_an_output_that_differs_from_the_tour_is_seen() -> None:
     """The check itself: an ellipsis stands for any text, and nothing else does."""
     pattern = as_pattern(["captured …", "1 added"])
