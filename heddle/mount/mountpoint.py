@@ -274,7 +274,11 @@ def _run(program: str, arguments: list[str]) -> tuple[int, str]:
         os.close(writer)
     with open(reader, "rb") as output:
         said = output.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode("utf-8", "replace")
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # this program has its children reaped elsewhere
+        code = 1 if said else 0
+    return code, said.decode("utf-8", "replace")
 
 
 def _others_allowed() -> bool:

@@ -117,7 +117,10 @@ class Starting:
         """Let go of the process: one that was told nothing ends."""
         for descriptor in (self._request, self._reply):
             os.close(descriptor)
-        os.waitpid(self._pid, 0)
+        try:
+            os.waitpid(self._pid, 0)
+        except ChildProcessError:
+            pass  # this program has its children reaped elsewhere
 
     def _result(self) -> dict[str, Any]:
         from heddle.mount.control import error_from

@@ -270,6 +270,20 @@ def test_context_manager_leaves_what_was_mounted(repo: api.Repository, mounted: 
     assert is_mounted(done.mountpoint)
 
 
+def test_a_program_that_ignores_its_children(repo: api.Repository) -> None:
+    """Mounting and unmounting work in a program whose children the kernel reaps (SIGCHLD ignored)."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with heddle.mounted(repo, "agent-1", create=True) as path:
+            (path / "f").write_text("x")
+            with open(path / "f"), pytest.raises(MountBusy):
+                repo.unmount("agent-1")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+    assert repo.mounts() == []
+
+
 def test_mount_creates_a_thread_at_a_state(repo: api.Repository, mounted: Any) -> None:
     """``create`` with ``start`` makes the thread there; its mount shows that state."""
     done = mounted("one")
