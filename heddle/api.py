@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Attribution
+    from heddle.mount.parked import Park
     from heddle.repo.capture import Captured
     from heddle.repo.changes import Change
     from heddle.repo.diff import FileDiff
@@ -461,6 +462,15 @@ class Repository(repository.Repository):
         done = switch.switch(self, name, create=create)
         self.follow_git()
         return done
+
+    # the park
+
+    @property
+    def park(self) -> Park:
+        """Overlays that were discarded or whose thread was deleted: list, restore, drop."""
+        from heddle.mount.parked import Park
+
+        return Park(self, self.runtime)
 
     # mounts
 

@@ -22,6 +22,7 @@ VERBS = (
     "mount",
     "unmount",
     "mounts",
+    "overlay",
     "log",
     "show",
     "diff",

@@ -34,7 +34,8 @@ from heddle.mount.upper import Upper
 from heddle.repo.capture import Captured, record_state
 from heddle.repo.changes import Change, find_renames, tree_changes
 from heddle.repo.ignore import RULE_FILES
-from heddle.repo.names import overlay_dir, overlay_name
+from heddle.repo.names import overlay_dir
+from heddle.repo.parked import parking_place, write_note
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -352,7 +353,7 @@ class Overlay:
     def discard(self) -> tuple[int, int]:
         """Set everything unsaved aside and show the base again. For an overlay without a mount.
 
-        The upper is parked, not deleted: ``.heddle/overlays/.parked/<time>-<thread>/upper``.
+        The upper is parked, not deleted: ``.heddle/overlays/.parked/<ns>-<thread>/upper``.
 
         Returns:
             files and bytes that were unsaved.
@@ -360,10 +361,9 @@ class Overlay:
         dropped = self.dirty()
         if self._directory is None:
             return dropped
-        parked = (
-            self._directory.parent / ".parked" / f"{time.time_ns()}-{overlay_name(self.thread)}"
-        )
+        parked = self._directory.parent / parking_place(self.thread)
         parked.mkdir(mode=0o700, parents=True)
+        write_note(parked, thread=self.thread, base=self.base, why="discarded")
         faults.reach("overlay.before-park")
         os.rename(self._directory / "upper", parked / "upper")
         faults.reach("overlay.parked")

@@ -357,6 +357,36 @@ class Database:
             _existing_thread(sql, thread)
             sql.execute("INSERT OR REPLACE INTO overlays VALUES (?, ?)", (thread, _text(state)))
 
+    def restore_overlay(
+        self,
+        thread: str,
+        base: ObjectID | None,
+        *,
+        create: bool,
+        who: str | None,
+        overlay_move: tuple[str, str],
+    ) -> None:
+        """Record that an overlay relative to ``base`` is a thread's from now on.
+
+        Args:
+            create: make the thread, at ``base``.
+            overlay_move: the directory rename under ``overlays/`` that goes with it, recorded to be done.
+
+        Raises:
+            ThreadExists: it is to be made, and the name is taken.
+            ThreadMoved: it is not to be made, and is not at ``base``.
+        """
+        with self._connection.transaction() as sql:
+            row = _thread_row(sql, thread)
+            if create:
+                if row is not None:
+                    raise ThreadExists(f"thread '{thread}' exists", hint="run it again")
+                _insert_thread(_Log(sql, "thread-create", who, "overlay restored"), thread, base)
+            elif row is None or row[0] != _text(base):
+                raise ThreadMoved(f"thread '{thread}' moved meanwhile", hint="heddle thread list")
+            sql.execute("INSERT OR REPLACE INTO overlays VALUES (?, ?)", (thread, _text(base)))
+            _promise_move(sql, overlay_move)
+
     def overlay_moves(self) -> list[tuple[str, str]]:
         """Directory renames under ``overlays/`` that were promised and perhaps not done: (source, target)."""
         return self._connection.query("SELECT source, target FROM overlay_moves")

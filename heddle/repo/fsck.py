@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from heddle.errors import StorageError
 from heddle.repo.names import overlay_name
-from heddle.repo.threads import PARKED
+from heddle.repo.parked import PARKED
 
 if TYPE_CHECKING:
     from heddle.objects.store import Problem

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +25,13 @@ from heddle.errors import (
 from heddle.repo.database import Marker, Thread
 from heddle.repo.locks import file_locked_nowait
 from heddle.repo.names import overlay_dir, overlay_name, valid_marker_name, valid_thread_name
+from heddle.repo.parked import parking_place, write_note
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Attribution
     from heddle.repo.repository import Repository
-
-PARKED = ".parked"
-"""Under ``overlays/``: overlays of deleted threads, as ``<UTC time>-<name>``."""
-
 
 class Threads:
     """The threads of one repository."""
@@ -136,7 +132,10 @@ class Threads:
                 hint=f"heddle capture --thread {name}, or --force to put them aside",
             )
         with self._overlay_held(name) as overlay:
-            parked = _parking_place(name) if overlay else None
+            parked = parking_place(name) if overlay else None
+            if overlay is not None:
+                base = self._repo.overlay_base(name)
+                write_note(overlay, thread=name, base=base, why="deleted")
             move = (overlay_name(name), parked) if parked else None
             self._repo.database.delete_thread(
                 name, who=self._repo.who(attribution), overlay_move=move
@@ -163,7 +162,7 @@ class Threads:
             return
         with _as_storage_errors(orphan), file_locked_nowait(orphan / "lock") as free:
             if free and name not in self:
-                _rename(orphan, self._repo.heddle_dir / "overlays" / _parking_place(name))
+                _rename(orphan, self._repo.heddle_dir / "overlays" / parking_place(name))
 
 
 class Markers:
@@ -260,12 +259,6 @@ def _rename(source: Path, target: Path) -> None:
     faults.reach("threads.overlay-moved")
     atomic.fsync_directory(target.parent)
     atomic.fsync_directory(source.parent)
-
-
-def _parking_place(name: str) -> str:
-    """A new name under ``overlays/`` for the overlay of a thread that is going away."""
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    return f"{PARKED}/{now}-{overlay_name(name)}"
 
 
 def _require_state(repo: Repository, state: ObjectID | None) -> None:

@@ -33,6 +33,12 @@ class Site(NamedTuple):
     calls: tuple[str, ...]
     points: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The part of the package and the function's own name: ``mount.publish``; what moving it does not change."""
+        parts = self.function.split(".")
+        return f"{parts[0]}.{parts[-1]}"
+
 
 def sources() -> list[Path]:
     """Every module that may make something durable: all but what only talks to a terminal."""

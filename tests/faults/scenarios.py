@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import heddle
 from heddle.mount import upper as up
+from heddle.mount.parked import Park
 
 from .crash import Scenario, Step, World
 
@@ -192,6 +193,37 @@ DISCARD = Scenario(
 )
 
 
+def _run_park(act: Callable[[Park], object]) -> Callable[[World], object]:
+    def do(world: World) -> None:
+        world.close_overlays()
+        act(world.repo.park)
+
+    return do
+
+
+def _edit_and_discard(world: World) -> None:
+    hand = world.hand()
+    hand.create("new")
+    hand.write("new", b"precious")
+    world.overlay("agent").discard()
+    world.hand().utime("a", 10**18)
+    world.close_overlays()
+
+
+PARK = Scenario(
+    "the park",
+    captured,
+    [
+        Step("discard", _edit_and_discard, quiet=True),
+        Step("restore", _run_park(lambda park: park.restore("agent")), command=True, mixed=True),
+        Step("delete", lambda w: w.repo.threads.delete("agent", force=True), command=True),
+        Step("restore", _run_park(lambda park: park.restore("agent", "again")), command=True),
+        Step("delete", lambda w: w.repo.threads.delete("again", force=True), command=True),
+        Step("drop", _run_park(lambda park: park.drop(park.list())), True, mixed=True),
+    ],
+)
+
+
 def _write(name: str, text: str) -> Step:
     def do(world: World) -> None:
         place = world.path / name
@@ -334,4 +366,4 @@ LARGE = Scenario(
     ],
 )
 
-ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT]
+ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT, PARK]

@@ -19,7 +19,7 @@ from heddle.errors import NotARepository
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.overlay import Overlay
 from heddle.mount.shell import ROOT, Attrs, AttrUpdate, Caller
-from heddle.repo.threads import PARKED
+from heddle.repo.parked import PARKED
 
 Key = tuple[Any, ...]
 ME = Caller(os.geteuid(), os.getegid())
@@ -159,7 +159,7 @@ def look(path: Path, open_overlays: dict[str, Overlay]) -> View:
             overlay = open_overlays.get(thread.name)
             if overlay is not None:
                 _overlay(thread.name, overlay, view)
-            elif (repo.heddle_dir / "overlays" / thread.name).is_dir():
+            elif repo.database.has_overlay(thread.name):
                 with Overlay.open(repo, thread.name) as overlay:
                     _overlay(thread.name, overlay, view)
         _parked(repo, view)
@@ -231,6 +231,8 @@ def _overlay(thread: str, overlay: Overlay, view: View) -> None:
 def _parked(repo: api.Repository, view: View) -> None:
     parked = repo.heddle_dir / "overlays" / PARKED
     for place in sorted(parked.iterdir()) if parked.is_dir() else ():
+        if place.name.startswith("."):
+            continue  # being dropped
         name = place.name.rpartition("-")[2]
         for path in sorted((place / "upper").rglob("*")):
             if path.is_file() and not path.is_symlink():
