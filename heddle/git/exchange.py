@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -345,7 +346,7 @@ def push(
         lambda client, path: client.send_pack(
             path,
             choose,
-            repo.store.dulwich_store.generate_pack_data,
+            partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
             progress=sideband(progress),
         ),
     )

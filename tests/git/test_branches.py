@@ -190,6 +190,47 @@ def test_a_capture_moves_the_branch(repo: api.Repository, git: Git) -> None:
     assert git("fsck", "--strict", "--full") == ""
 
 
+def test_a_linked_worktree(repo: api.Repository, git: Git, tmp_path: Path) -> None:
+    """On a worktree that git added, captures move its branch and its own index."""
+    there = tmp_path / "linked"
+    git("worktree", "add", "-q", there, "-b", "linked")
+    heddle.init(there)
+    linked = heddle.open(there)
+    (there / "f").write_text("1")
+    linked.capture(message="There")
+
+    assert state(linked, "linked") == git("rev-parse", "linked")
+    assert (git("status", "--porcelain", at=there), git("status", "--porcelain")) == ("", "")
+
+
+def test_sha256_ids(tmp_path: Path, git: Git) -> None:
+    """A checkout with sha256 ids is kept in step like any other."""
+    (tmp_path / "work").mkdir()
+    git("init", "-q", "-b", "main", "--object-format=sha256")
+    commit_file(tmp_path / "work", "a", "1")
+    heddle.init(tmp_path / "work")
+    repo = heddle.open(tmp_path / "work")
+    (repo.path / "a").write_text("2")
+    repo.capture(message="Second")
+
+    assert state(repo, "main") == git("rev-parse", "main")
+    assert (git("status", "--porcelain"), git("fsck", "--strict")) == ("", "")
+    assert "heddle: Second" in git("reflog", "-1")
+
+
+def test_submodules_stay(repo: api.Repository, git: Git) -> None:
+    """A gitlink that git recorded is in the next capture, byte for byte."""
+    git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", repo.path, "sub")
+    git("commit", "-q", "-m", "Submodule")
+    before = git("ls-tree", "HEAD", "sub")
+    repo = heddle.open(repo.path)
+    (repo.path / "a.txt").write_text("changed\n")
+    repo.capture(message="Beside it")
+
+    assert before == git("ls-tree", "HEAD", "sub")
+    assert git("status", "--porcelain") == ""
+
+
 def test_what_is_staged_elsewhere_stays_staged(repo: api.Repository, git: Git) -> None:
     """A capture of one path leaves git's index as it was at the others."""
     (repo.path / "a.txt").write_text("changed\n")

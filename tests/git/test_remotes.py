@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import heddle
 from heddle import api
 from heddle.errors import (
     CannotCreate,
@@ -170,6 +171,19 @@ def test_on_git_a_fetch_is_gits(repo: api.Repository, bare: Path, git: Git, tmp_
 
     assert theirs == git("rev-parse", "origin/agent-1") == run_git(bare, "rev-parse", "agent-1")
     assert git("fsck", "--strict") == ""
+
+
+def test_a_shallow_clone_of_git_pushes(bare: Path, git: Git, tmp_path: Path) -> None:
+    """On a shallow clone that git made, heddle captures and pushes what is new."""
+    git("clone", "-q", "--depth=1", f"file://{bare}", tmp_path / "shallow")
+    heddle.init(tmp_path / "shallow")
+    repo = heddle.open(tmp_path / "shallow")
+    new = capture(repo, "f", "1")
+
+    push(repo)
+
+    assert new == run_git(bare, "rev-parse", "main")
+    assert run_git(bare, "fsck", "--strict") == ""
 
 
 # refusals
