@@ -300,7 +300,7 @@ def _unmount_live(
         faults.reach("unmount.before-unmount")
         method = "unmounted"
         detached = mountpoint.unmount(session.mountpoint)
-        if detached.reason is not None and _is_mounted(session.mountpoint):
+        if detached.reason is not None and mountinfo.is_mounted(session.mountpoint, session.source):
             if not force:
                 raise _why_not(session, detached)
             _detach(session)
@@ -340,10 +340,6 @@ def _wait_for_overlay(repo: Repository | None, session: Session) -> None:
 def _ending(session: Session) -> AbstractContextManager[Callable[[], control.Message]]:
     assert session.record is not None
     return control.pending(session.record.socket, "end")
-
-
-def _is_mounted(path: Path) -> bool:
-    return mountinfo.topmost(mountinfo.heddle_mounts(), path) is not None
 
 
 def _why_not(session: Session, detached: mountpoint.Detached) -> HeddleError:

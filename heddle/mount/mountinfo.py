@@ -101,6 +101,11 @@ def topmost(mounts: list[KernelMount], mountpoint: Path) -> KernelMount | None:
     return next((mount for mount in reversed(mounts) if mount.mountpoint == mountpoint), None)
 
 
+def is_mounted(path: Path, source: str) -> bool:
+    """Whether a session's mount is at a path, be it covered by another one."""
+    return any(it.mountpoint == path and it.source == source for it in heddle_mounts())
+
+
 def resolve_outside(path: Path, mounts: list[KernelMount] | None = None) -> Path:
     """The absolute path with symbolic links followed, but never a look-up at or below a Heddle mount.
 

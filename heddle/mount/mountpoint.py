@@ -223,7 +223,7 @@ def detach_all(path: Path, source: str) -> bool:
         StorageError: it can't be unmounted, or another mount covers it.
     """
     found = False
-    while any(it.mountpoint == path and it.source == source for it in mountinfo.heddle_mounts()):
+    while mountinfo.is_mounted(path, source):
         found = True
         top = mountinfo.topmost(mountinfo.read_mountinfo(), path)
         if top is not None and top.source != source:

@@ -454,7 +454,7 @@ class _Session:
         self._capturing.acquire(
             timeout=_GOODBYE_S
         )  # a capture under way reads what is closed below
-        if mountinfo.topmost(mountinfo.heddle_mounts(), self._mountpoint) is not None:
+        if mountinfo.is_mounted(self._mountpoint, self._record.source):
             _warn("the session ends and the mount is still there: it is stale now")
             self._overlay.close()
             return 1
