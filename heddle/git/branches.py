@@ -425,7 +425,8 @@ class _Comparison:
         from heddle.git import index
 
         trees = [None if id is None else self._repo.state(id).tree for id in (old, new)]
-        index.update(self._git, self._repo.store, *trees)
+        environment = self._repo.environment
+        index.update(self._git, self._repo.store, *trees, environment=environment)
 
     def _push_head(self, *, follows: bool) -> None:
         """Put git's HEAD on the thread that heddle's HEAD was moved to, as a branch."""

@@ -68,6 +68,11 @@ def import_git(repo: Repository, source: Path, *, progress: Progress | None = No
         CorruptObject, ObjectMissing: the git repository is damaged; nothing was changed.
     """
     git = gitrefs.find(source)
+    if repo.git is not None and git.common == repo.git.common:
+        raise DataError(
+            f"{repo.path} lies on this git repository: its objects and branches are here already",
+            hint="heddle init elsewhere, and import there, for one that stands alone",
+        )
     refs = GitRefs(git)
     if refs.object_format != repo.object_format:
         raise DataError(

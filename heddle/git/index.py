@@ -8,6 +8,7 @@ may have and takes ``index.lock``.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from heddle.errors import Busy, StorageError, Unavailable
@@ -23,11 +24,19 @@ _TIMEOUT_S = 600
 
 
 def update(
-    git: GitDir, store: ObjectStore, old_tree: ObjectID | None, new_tree: ObjectID | None
+    git: GitDir,
+    store: ObjectStore,
+    old_tree: ObjectID | None,
+    new_tree: ObjectID | None,
+    *,
+    environment: Mapping[str, str],
 ) -> None:
     """Give every path that differs between two trees the entry of the new one.
 
     Can be run again: what has the new entry keeps it. The objects must be where git finds them.
+
+    Args:
+        environment: for git; what would lead it to another index or repository is left out.
 
     Raises:
         Busy: the index is locked.
@@ -39,7 +48,7 @@ def update(
     # Deletions first: a directory may take the place of a file, and the other way round.
     lines.sort(key=lambda line: not line.startswith(b"000000"))
     if lines:
-        _run(git, b"".join(lines))
+        _run(git, b"".join(lines), environment)
 
 
 def _line(change: Change) -> bytes | None:
@@ -51,13 +60,18 @@ def _line(change: Change) -> bytes | None:
     return b"000000 %s\t%s\0" % (b"0" * len(change.old_id or b""), change.path)
 
 
-def _run(git: GitDir, lines: bytes) -> None:
+def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
     command = ["git", f"--git-dir={git.path}", f"--work-tree={git.checkout}"]
     command += ["update-index", "-z", "--index-info"]
     lock = git.path / "index.lock"
     try:
         done = subprocess.run(
-            command, input=lines, cwd=git.checkout, capture_output=True, timeout=_TIMEOUT_S
+            command,
+            input=lines,
+            cwd=git.checkout,
+            env={name: value for name, value in environment.items() if name[:4] != "GIT_"},
+            capture_output=True,
+            timeout=_TIMEOUT_S,
         )
     except FileNotFoundError as error:
         raise Unavailable(

@@ -8,6 +8,7 @@ comments included, stays as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,9 +118,8 @@ def _file(repo: Repository) -> Path:
     return repo.heddle_dir / "remotes" if repo.git is None else repo.git.common / "config"
 
 
-def _edit(path: Path, change: object) -> None:
-    """Replace a file by what ``change`` makes of it, under the lock that git takes too."""
-    assert callable(change)
+def _edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Replace a file by what ``change`` makes of it, unless git is doing that just now."""
     lock = path.with_name(path.name + ".lock")
     with directory_locked(path.parent):
         if lock.exists():
@@ -127,8 +127,8 @@ def _edit(path: Path, change: object) -> None:
                 f"{path} is locked by {lock}",
                 hint=f"run it again; if no git is running, remove {lock}",
             )
-        old = path.read_bytes() if path.exists() else b""
-        atomic.write_file(path, change(old))
+        old, mode = (path.read_bytes(), path.stat().st_mode) if path.exists() else (b"", 0o666)
+        atomic.write_file(path, change(old), mode=mode & 0o777)
 
 
 def _ended(text: bytes) -> bytes:

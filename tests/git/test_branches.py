@@ -418,6 +418,36 @@ def test_a_locked_index_keeps_the_branch_and_says_so(repo: api.Repository, git: 
     assert git("status", "--porcelain") == ""
 
 
+def test_a_switch_with_a_locked_index_is_finished_later(repo: api.Repository, git: Git) -> None:
+    """The working directory has gone; git's HEAD and index follow when the lock is gone."""
+    git("branch", "side", "HEAD~1")
+    repo = heddle.open(repo.path)
+    lock = repo.path / ".git" / "index.lock"
+    lock.touch()
+    repo.switch("side")
+
+    assert (repo.head, git("branch", "--show-current")) == ("side", "main")
+    assert str(lock) in repo.git_problems["side"].message
+
+    lock.unlink()
+    heddle.open(repo.path)
+
+    assert (git("branch", "--show-current"), git("status", "--porcelain")) == ("side", "")
+
+
+def test_an_index_named_by_the_environment_is_not_ours(
+    repo: api.Repository, git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture from within a git hook brings along the checkout's index, not the one of the hook."""
+    (repo.path / "a.txt").write_text("changed\n")
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other"))
+    repo.capture(message="From a hook")
+    monkeypatch.delenv("GIT_INDEX_FILE")
+
+    assert git("status", "--porcelain") == ""
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_locked_branch_is_moved_later(repo: api.Repository, git: Git) -> None:
     """A ref that git holds locked is a problem that names the lock, and is moved by a later command."""
     git("branch", "side")

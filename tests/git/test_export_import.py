@@ -310,6 +310,12 @@ def test_import_does_not_overwrite_a_thread(checkout: Path, plain: api.Repositor
     assert [("main", before)] == [(each.name, state(plain, each.name)) for each in plain.threads]
 
 
+def test_what_it_lies_on_is_not_imported(repo: api.Repository) -> None:
+    """A repository on git has all that git has: said, instead of copying it."""
+    with pytest.raises(DataError, match="lies on this git repository"):
+        import_git(repo, repo.path / ".git")
+
+
 def test_a_shallow_clone_is_refused(checkout: Path, git: Git, tmp_path: Path) -> None:
     """Half a history can't stand alone; the hint says how to get the rest."""
     git("clone", "-q", "--depth=1", f"file://{checkout}", tmp_path / "shallow")
