@@ -35,6 +35,7 @@ VERBS = (
     "git",
     "config",
     "fsck",
+    "doctor",
     "version",
 )
 

@@ -52,7 +52,7 @@ def check_fuse(*, allow_other: bool) -> None:
         raise Unavailable(
             f"{FUSE_DEVICE} is closed to user {os.getuid()}", hint=f"sudo chmod 666 {FUSE_DEVICE}"
         )
-    if allow_other and os.geteuid() != 0 and not _others_allowed():
+    if allow_other and os.geteuid() != 0 and not others_allowed():
         raise NotPermitted(
             f"--allow-other needs the line user_allow_other in {FUSE_CONF}",
             hint=f"echo user_allow_other | sudo tee -a {FUSE_CONF}",
@@ -281,7 +281,8 @@ def _run(program: str, arguments: list[str]) -> tuple[int, str]:
     return code, said.decode("utf-8", "replace")
 
 
-def _others_allowed() -> bool:
+def others_allowed() -> bool:
+    """Whether /etc/fuse.conf lets ordinary users use ``allow_other``."""
     try:
         lines = FUSE_CONF.read_text().splitlines()
     except OSError:

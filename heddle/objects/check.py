@@ -42,18 +42,32 @@ def verify(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
     """Check every pack and index of a directory; see ``ObjectStore.verify``."""
+    sound: list[Index] = []
+    yield from verify_indexes(directory, id_length, sound)
+    yield from _verify_packs(sound, id_length, full=full, progress=progress)
+
+
+def verify_indexes(
+    directory: Path, id_length: int, sound: list[Index] | None = None
+) -> Iterator[Problem]:
+    """Check that every pack has an index that is sound in itself, without reading packs.
+
+    Args:
+        sound: the sound ones are added to it.
+    """
     packs, indexes = _names(directory, ".pack"), _names(directory, ".idx")
     for name in sorted(packs - indexes):
         yield Problem("missing_index", f"{directory / name}.pack has no index", REINDEX_HINT)
     for name in sorted(indexes - packs):
         yield Problem("missing_pack", f"{directory / name}.idx has no pack", _RESTORE)
-    sound = []
     for name in sorted(packs & indexes):
         try:
-            sound.append(_checked_index(directory, name, id_length))
+            index = _checked_index(directory, name, id_length)
         except CorruptObject as error:
             yield Problem("damaged_index", error.message, REINDEX_HINT)
-    yield from _verify_packs(sound, id_length, full=full, progress=progress)
+        else:
+            if sound is not None:
+                sound.append(index)
 
 
 def _names(directory: Path, suffix: str) -> set[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from heddle import faults
 from heddle.atomic import fsync_directory, write_file
 from heddle.errors import CorruptObject
-from heddle.objects.check import Problem, reindex, verify
+from heddle.objects.check import Problem, reindex, verify, verify_indexes
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TREE, decode_tree, to_hex, to_raw
 from heddle.objects.layout import CHUNKED, Entry
 from heddle.objects.output import remove_abandoned
@@ -413,6 +413,10 @@ class ObjectStore(_Interface):
         for path in self.missing_alternates():
             yield Problem("missing_alternate", f"the alternate {path} is not there", _UNLIST)
         yield from verify(self._packs.path, self.id_length, full=full, progress=progress)
+
+    def verify_indexes(self) -> Iterator[Problem]:
+        """Check that every pack has a sound index; reads no pack."""
+        yield from verify_indexes(self.path / "packs", self.id_length)
 
     def reindex(self) -> list[str]:
         """Rebuild every missing or damaged index from its pack.
