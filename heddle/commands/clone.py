@@ -30,12 +30,12 @@ def clone(
     its tags markers.
     """
     from heddle import api
-    from heddle.git import exchange
+    from heddle.git import cloning
 
     where = path or Path(_named_by(url))
     url = os.path.abspath(url) if os.path.exists(url) else url
     with output.progress("cloning") as progress:
-        repo, fetched = exchange.clone(
+        repo, fetched = cloning.clone(
             api.Repository, url, where, environment=os.environ, progress=progress
         )
     state = repo.threads.get(repo.head).state

@@ -9,8 +9,8 @@ from heddle.commands.options import Verb, argument, new_app, repository
 from heddle.commands.output import printable
 
 if TYPE_CHECKING:
-    from heddle.git.exchange import Fetched
     from heddle.git.export import RefChange
+    from heddle.git.fetching import Fetched
 
 app = new_app()
 
@@ -24,11 +24,11 @@ def fetch(
     They are origin/main and so on, in every place where a state is asked for. Threads stay where
     they are; heddle pull moves them too.
     """
-    from heddle.git import exchange
+    from heddle.git import fetching
 
     repo = repository()
     with output.progress("fetching") as progress:
-        fetched = exchange.fetch(repo, remote, progress=progress)
+        fetched = fetching.fetch(repo, remote, progress=progress)
     output.answer(record(fetched), text(fetched))
 
 

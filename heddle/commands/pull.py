@@ -31,11 +31,11 @@ def pull(
     The working directory goes along. A thread with states of its own is not moved: both sides are
     shown.
     """
-    from heddle.git import exchange
+    from heddle.git import fetching
 
     repo = repository()
     with output.progress("fetching") as progress:
-        pulled = exchange.pull(repo, remote, thread, progress=progress)
+        pulled = fetching.pull(repo, remote, thread, progress=progress)
     repo.follow_git()
     name = printable(pulled.thread)
     moved = f"thread {name} {views.short(pulled.old) if pulled.old else 'new'} -> "

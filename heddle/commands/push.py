@@ -35,11 +35,11 @@ def push(
 
     A state is a git commit: what arrives has the same ids.
     """
-    from heddle.git import exchange
+    from heddle.git import pushing
 
     repo = repository()
     with output.progress("pushing") as progress:
-        pushed = exchange.push(
+        pushed = pushing.push(
             repo, remote, threads or (), markers=markers, force=force, progress=progress
         )
     lines = [ref_line(each) for each in pushed.refs]

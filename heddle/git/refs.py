@@ -6,6 +6,7 @@ sees that nothing has moved. The files' formats are dulwich's; what a branch mea
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -196,8 +197,9 @@ class GitRefs:
                 f"git's {_text(ref)} is no longer at {_short(old)}",
                 hint="nothing was lost; run it again",
             )
-        for name in [ref, b"HEAD"] if was_on == ref else [ref]:
-            self._log(name, old, new, who, message)
+        with self._as_errors(b"logs/" + ref):
+            for name in [ref, b"HEAD"] if was_on == ref else [ref]:
+                self._log(name, old, new, who, message)
 
     def put_head(self, ref: bytes, *, who: bytes, message: bytes) -> None:
         """Put HEAD on a branch, as ``git symbolic-ref`` with a reflog entry; raises as ``move``."""
@@ -248,7 +250,8 @@ class GitRefs:
         except PermissionError as error:
             raise NotPermitted(f"can't write {_text(ref)} in {self.git.common}") from error
         except OSError as error:
-            raise StorageError(
+            kind = NotPermitted if error.errno == errno.EROFS else StorageError
+            raise kind(
                 f"can't write {_text(ref)} in {self.git.common}: {error.strerror}"
             ) from error
 

@@ -1,7 +1,7 @@
 """Talking to git servers: dulwich's clients, and what their failures mean to a user.
 
 Owns the choice of a client for an address, credentials from git's helpers, and one table from dulwich's and the
-network's exceptions to heddle's errors. What is fetched and pushed is ``exchange.py``'s.
+network's exceptions to heddle's errors. What is fetched and pushed is ``fetching.py``'s and ``pushing.py``'s.
 """
 
 from __future__ import annotations

@@ -21,9 +21,11 @@ from heddle.errors import (
     UnsavedChanges,
     UsageError,
 )
-from heddle.git import exchange, remotes
+from heddle.git import remotes
 from heddle.git.branches import Diverged
-from heddle.git.exchange import PushRejected, clone, fetch, pull, push
+from heddle.git.cloning import clone
+from heddle.git.fetching import fetch, pull, tracked
+from heddle.git.pushing import PushRejected, push
 from heddle.git.transport import RemoteFailed, RemoteNotFound, RemoteUnreachable
 
 from .conftest import Git, commit_file, refs, run_git, state
@@ -215,14 +217,14 @@ def test_a_hook_that_rejects_is_heard(mine: api.Repository, bare: Path) -> None:
     hook.chmod(0o755)
     before = refs(bare)
     capture(mine, "f", "1")
-    tracked = exchange.tracked(mine, "origin", "main")
+    known = tracked(mine, "origin", "main")
 
     with pytest.raises(PushRejected, match="hook declined") as caught:
         push(mine)
 
     assert caught.value.exit_code == 65
     assert before == refs(bare)
-    assert tracked == exchange.tracked(mine, "origin", "main")
+    assert known == tracked(mine, "origin", "main")
 
 
 def test_a_checked_out_branch_refuses_as_git_does(checkout: Path, tmp_path: Path, git: Git) -> None:
@@ -422,7 +424,7 @@ def test_a_pack_that_does_not_hold_everything(
     def take(self: object, pack: object) -> int:
         return 0
 
-    monkeypatch.setattr("heddle.git.exchange._Target.take", take)
+    monkeypatch.setattr("heddle.git.fetching._Target.take", take)
     with pytest.raises(HeddleError, match="is in no pack") as caught:
         fetch(mine)
 
@@ -436,7 +438,7 @@ def test_killed_before_the_names_move(mine: api.Repository, bare: Path, tmp_path
     before = _names(mine)
     mine.close()
     command = [sys.executable, "-m", "heddle", "fetch"]
-    environment = {**os.environ, "HEDDLE_FAULT": "exchange.before-names"}
+    environment = {**os.environ, "HEDDLE_FAULT": "fetching.before-names"}
     killed = subprocess.run(command, cwd=mine.path, env=environment)
 
     assert killed.returncode == -9

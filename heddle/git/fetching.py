@@ -1,4 +1,4 @@
-"""Fetching from and pushing to git servers, and cloning.
+"""Fetching from git servers, and pulling: what arrives, and what moves then.
 
 Owns what moves when: objects first, all of them, then the names in one transaction (or, on git, git's own refs).
 In a repository that stands alone remote branches are rows of ``refs``; on git they are git's own, and what is fetched
@@ -9,17 +9,14 @@ What a crash leaves: before the names move, objects that nothing refers to, whic
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from heddle import faults
-from heddle.errors import CannotCreate, DataError, HeddleError, InvalidName
+from heddle.errors import DataError, HeddleError, InvalidName
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
@@ -28,7 +25,7 @@ from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
 from heddle.git.transport import RemoteFailed, sideband, talk, talking_to
 from heddle.repo.database import Move
-from heddle.repo.names import valid_marker_name, valid_thread_name
+from heddle.repo.names import valid_marker_name
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -37,12 +34,6 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _SPOOL_BYTES = 16 << 20
-
-
-class PushRejected(DataError):
-    """The server took the objects, perhaps, but not the ref: a hook, a rule, or somebody was faster."""
-
-    kind = "push_rejected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +54,6 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """What a push did: to where, and the refs that moved there."""
-
-    remote: Remote
-    refs: list[RefChange]
-
-
-@dataclass(frozen=True, slots=True)
 class Pulled:
     """What a pull did.
 
@@ -87,9 +70,6 @@ class Pulled:
     old: ObjectID | None
     new: ObjectID
     changed_paths: int
-
-
-# fetch
 
 
 def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None = None) -> Fetched:
@@ -125,7 +105,7 @@ def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None =
             objects = target.take(pack)
     changes = target.planned(there)
     target.require_all(changes)
-    faults.reach("exchange.before-names")
+    faults.reach("fetching.before-names")
     target.move(changes)
     symbolic = next((to for ref, to in (result.symrefs or {}).items() if ref == b"HEAD"), None)
     return Fetched(remote, changes, objects, _branch_name(symbolic))
@@ -300,131 +280,6 @@ def tracked(repo: Repository, remote: str, thread: str) -> ObjectID | None:
     return cast("ObjectID | None", repo.database.refs().get(ref))
 
 
-# push
-
-
-def push(
-    repo: Repository,
-    name: str = "origin",
-    threads: Sequence[str] = (),
-    *,
-    markers: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Pushed:
-    """Send threads to a remote as branches, and markers as tags.
-
-    Args:
-        name: a remote.
-        threads: these; none means the one that we are on.
-        markers: all markers as well.
-        force: also where the remote's branch holds commits that the thread does not.
-
-    Raises:
-        DataError: no such remote, or a thread without a state.
-        Diverged: the remote's branch holds commits that the thread does not; nothing was moved.
-        PushRejected: the server refused; says why.
-        RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say.
-    """
-    if repo.object_format != "sha1":
-        raise DataError(
-            "repositories with sha256 ids can't be pushed over a connection yet",
-            hint="heddle git export --to DIR",
-        )
-    remote = remotes.remote(repo, name)
-    wanted = _wanted(repo, threads or [repo.current_thread], markers)
-    changes: list[RefChange] = []
-
-    def choose(there: Mapping[Any, Any]) -> dict[Any, Any]:
-        changes[:] = _to_push(repo, wanted, there, force)
-        return {each.ref.encode(errors="surrogateescape"): each.new for each in changes}
-
-    result = talk(
-        repo,
-        remote.push_url,
-        "push",
-        lambda client, path: client.send_pack(
-            path,
-            choose,
-            partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
-            progress=sideband(progress),
-        ),
-    )
-    refused = {ref: why for ref, why in (result.ref_status or {}).items() if why}
-    _remember_pushed(repo, name, [each for each in changes if each.ref.encode() not in refused])
-    if refused:
-        said = "; ".join(f"{ref.decode(errors='replace')}: {why}" for ref, why in refused.items())
-        raise PushRejected(
-            f"{name} refused {said}", hint=f"heddle pull {name}, or ask who runs the server"
-        )
-    return Pushed(remote, changes)
-
-
-def _wanted(repo: Repository, threads: Sequence[str], markers: bool) -> dict[bytes, bytes]:
-    wanted: dict[bytes, bytes] = {}
-    for name in threads:
-        state = repo.threads.get(name).state
-        if state is None:
-            raise DataError(f"thread '{name}' has no state yet", hint="heddle capture")
-        wanted[HEADS + name.encode()] = state
-    if markers:
-        tags = repo.database.refs()
-        for marker in repo.markers:
-            ref = TAGS + marker.name.encode()
-            wanted[ref] = tags.get(ref, marker.state)
-    return wanted
-
-
-def _to_push(
-    repo: Repository, wanted: Mapping[bytes, bytes], there: Mapping[Any, Any], force: bool
-) -> list[RefChange]:
-    """What moves on the server; raises if any of it must not."""
-    changes = []
-    for ref, new in wanted.items():
-        old = there.get(ref)
-        if old == new:
-            continue
-        change = RefChange(ref.decode(), old, cast("ObjectID", new))
-        if old is not None and not force:
-            _require_forward(repo, change)
-        changes.append(change)
-    return changes
-
-
-def _require_forward(repo: Repository, change: RefChange) -> None:
-    assert change.old is not None
-    ids = f"at {change.old[:12].decode()} there and at {change.new[:12].decode()} here"
-    if change.ref.startswith("refs/tags/"):
-        raise DataError(f"{change.ref} is {ids}; tags do not move", hint="--force moves it anyway")
-    if not is_ancestor(repo, change.old, change.new):
-        raise Diverged(
-            f"{change.ref} is {ids}, and holds commits that this one does not",
-            hint="heddle pull, or --force to move it anyway",
-        )
-
-
-def _remember_pushed(repo: Repository, name: str, changes: Iterable[RefChange]) -> None:
-    """Move the remote branches here to where the server has them now."""
-    rows = {
-        f"refs/remotes/{name}/{each.ref.removeprefix('refs/heads/')}".encode(): each.new
-        for each in changes
-        if each.ref.startswith("refs/heads/")
-    }
-    if repo.git is None:
-        if rows:
-            repo.database.move_names([], kind="push", refs=cast("dict[bytes, bytes | None]", rows))
-        return
-    from heddle.git.pack import missing_objects, write_pack
-    from heddle.objects.gitdir import GitObjects
-
-    have = GitObjects(repo.git.objects, repo.object_format)
-    write_pack(repo.store, missing_objects(repo.store, rows.values(), have.holds), repo.git.objects)
-    have.close()
-    refs = GitRefs(repo.git)
-    for ref, new in rows.items():
-        refs.move(ref, refs.get(ref), new, who=reflog_identity(repo), message=b"heddle: push")
-
-
 # pull
 
 
@@ -481,69 +336,3 @@ def _bring_directory(repo: Repository, thread: str, old: ObjectID | None, new: O
             [Move("thread", thread, new, old)], kind="pull", message="the working directory stayed"
         )
         raise
-
-
-# clone
-
-
-def clone(
-    repo_class: type[Repository],
-    url: str,
-    path: Path,
-    *,
-    environment: Mapping[str, str],
-    progress: Progress | None = None,
-) -> tuple[Repository, Fetched]:
-    """Make a repository of what a git server has, with the remote ``origin`` and the default branch checked out.
-
-    Args:
-        repo_class: the class to open it as.
-        path: a new or empty directory.
-        environment: as for ``heddle.open``.
-
-    Raises:
-        CannotCreate: there is something at ``path``.
-        HeddleError: as ``fetch``; what was made is removed again.
-    """
-    path = path.absolute()
-    existed = path.exists()
-    if existed and (not path.is_dir() or any(path.iterdir())):
-        raise CannotCreate(f"{path} is there already and not empty")
-    try:
-        repo = repo_class.init(path)
-        repo.environment = environment
-        remotes.add(repo, "origin", url)
-        fetched = fetch(repo, progress=progress)
-        _start(repo, fetched)
-        return repo, fetched
-    except BaseException:
-        shutil.rmtree(path / ".heddle" if existed else path, ignore_errors=True)
-        raise
-
-
-def _start(repo: Repository, fetched: Fetched) -> None:
-    """Put HEAD and the working directory on the thread of the server's default branch."""
-    prefix = "refs/remotes/origin/"
-    branches = [
-        each.ref.removeprefix(prefix) for each in fetched.refs if each.ref.startswith(prefix)
-    ]
-    wanted = [fetched.default or "main", "main", "master", *branches]
-    name = next((each for each in wanted if each in branches and _can_be_thread(each)), None)
-    if name is None:
-        return
-    first = repo.head
-    moves = [Move("thread", name, None, tracked(repo, "origin", name))]
-    repo.database.move_names(moves, kind="clone", message=f"from {fetched.remote.url}", head=name)
-    if first != name:
-        repo.threads.delete(first)
-    from heddle.repo.switch import switch
-
-    switch(repo, name)
-
-
-def _can_be_thread(name: str) -> bool:
-    try:
-        valid_thread_name(name)
-    except InvalidName:
-        return False
-    return True

@@ -1,0 +1,162 @@
+"""Pushing to git servers.
+
+Owns the check that nothing is lost over there, made before anything is sent, and what the server's answer means.
+The conversation is ``transport.py``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from heddle.errors import DataError
+from heddle.git import remotes
+from heddle.git.branches import Diverged, is_ancestor, reflog_identity
+from heddle.git.export import RefChange
+from heddle.git.refs import HEADS, TAGS, GitRefs
+from heddle.git.remotes import Remote
+from heddle.git.transport import sideband, talk
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
+
+    from heddle.git.pack import Progress
+    from heddle.repo.repository import Repository
+
+
+class PushRejected(DataError):
+    """The server took the objects, perhaps, but not the ref: a hook, a rule, or somebody was faster."""
+
+    kind = "push_rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push did: to where, and the refs that moved there."""
+
+    remote: Remote
+    refs: list[RefChange]
+
+
+def push(
+    repo: Repository,
+    name: str = "origin",
+    threads: Sequence[str] = (),
+    *,
+    markers: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Send threads to a remote as branches, and markers as tags.
+
+    Args:
+        name: a remote.
+        threads: these; none means the one that we are on.
+        markers: all markers as well.
+        force: also where the remote's branch holds commits that the thread does not.
+
+    Raises:
+        DataError: no such remote, or a thread without a state.
+        Diverged: the remote's branch holds commits that the thread does not; nothing was moved.
+        PushRejected: the server refused; says why.
+        RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say.
+    """
+    if repo.object_format != "sha1":
+        raise DataError(
+            "repositories with sha256 ids can't be pushed over a connection yet",
+            hint="heddle git export --to DIR",
+        )
+    remote = remotes.remote(repo, name)
+    wanted = _wanted(repo, threads or [repo.current_thread], markers)
+    changes: list[RefChange] = []
+
+    def choose(there: Mapping[Any, Any]) -> dict[Any, Any]:
+        changes[:] = _to_push(repo, wanted, there, force)
+        return {each.ref.encode(errors="surrogateescape"): each.new for each in changes}
+
+    result = talk(
+        repo,
+        remote.push_url,
+        "push",
+        lambda client, path: client.send_pack(
+            path,
+            choose,
+            partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
+            progress=sideband(progress),
+        ),
+    )
+    refused = {ref: why for ref, why in (result.ref_status or {}).items() if why}
+    _remember_pushed(repo, name, [each for each in changes if each.ref.encode() not in refused])
+    if refused:
+        said = "; ".join(f"{ref.decode(errors='replace')}: {why}" for ref, why in refused.items())
+        raise PushRejected(
+            f"{name} refused {said}", hint=f"heddle pull {name}, or ask who runs the server"
+        )
+    return Pushed(remote, changes)
+
+
+def _wanted(repo: Repository, threads: Sequence[str], markers: bool) -> dict[bytes, bytes]:
+    wanted: dict[bytes, bytes] = {}
+    for name in threads:
+        state = repo.threads.get(name).state
+        if state is None:
+            raise DataError(f"thread '{name}' has no state yet", hint="heddle capture")
+        wanted[HEADS + name.encode()] = state
+    if markers:
+        tags = repo.database.refs()
+        for marker in repo.markers:
+            ref = TAGS + marker.name.encode()
+            wanted[ref] = tags.get(ref, marker.state)
+    return wanted
+
+
+def _to_push(
+    repo: Repository, wanted: Mapping[bytes, bytes], there: Mapping[Any, Any], force: bool
+) -> list[RefChange]:
+    """What moves on the server; raises if any of it must not."""
+    changes = []
+    for ref, new in wanted.items():
+        old = there.get(ref)
+        if old == new:
+            continue
+        change = RefChange(ref.decode(), old, cast("ObjectID", new))
+        if old is not None and not force:
+            _require_forward(repo, change)
+        changes.append(change)
+    return changes
+
+
+def _require_forward(repo: Repository, change: RefChange) -> None:
+    assert change.old is not None
+    ids = f"at {change.old[:12].decode()} there and at {change.new[:12].decode()} here"
+    if change.ref.startswith("refs/tags/"):
+        raise DataError(f"{change.ref} is {ids}; tags do not move", hint="--force moves it anyway")
+    if not is_ancestor(repo, change.old, change.new):
+        raise Diverged(
+            f"{change.ref} is {ids}, and holds commits that this one does not",
+            hint="heddle pull, or --force to move it anyway",
+        )
+
+
+def _remember_pushed(repo: Repository, name: str, changes: Iterable[RefChange]) -> None:
+    """Move the remote branches here to where the server has them now."""
+    rows = {
+        f"refs/remotes/{name}/{each.ref.removeprefix('refs/heads/')}".encode(): each.new
+        for each in changes
+        if each.ref.startswith("refs/heads/")
+    }
+    if repo.git is None:
+        if rows:
+            repo.database.move_names([], kind="push", refs=cast("dict[bytes, bytes | None]", rows))
+        return
+    from heddle.git.pack import missing_objects, write_pack
+    from heddle.objects.gitdir import GitObjects
+
+    have = GitObjects(repo.git.objects, repo.object_format)
+    write_pack(repo.store, missing_objects(repo.store, rows.values(), have.holds), repo.git.objects)
+    have.close()
+    refs = GitRefs(repo.git)
+    for ref, new in rows.items():
+        refs.move(ref, refs.get(ref), new, who=reflog_identity(repo), message=b"heddle: push")
