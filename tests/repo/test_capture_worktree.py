@@ -211,8 +211,12 @@ def test_unreadable_paths_keep_their_last_version(tmp_path: Path) -> None:
     """What may not be read is named with the reason, and stays in the state as it was captured before."""
     top = Path(tempfile.mkdtemp())
     repo = Repository.init(top)
-    write_files(top, {b"f": (FILE, b"1"), b"d/g": (FILE, b"1"), b"ok": (FILE, b"1")})
+    before = {b"f": (FILE, b"1"), b"d/g": (FILE, b"1"), b"was/a/directory": (FILE, b"1")}
+    write_files(top, {**before, b"ok": (FILE, b"1")})
     capture(repo)
+    shutil.rmtree(top / "was")
+    (top / "was").write_bytes(b"a file")
+    (top / "was").chmod(0)
     for name in ("f", "d/g", "ok"):
         (top / name).write_bytes(b"22")
     (top / "new").write_bytes(b"3")
@@ -230,10 +234,8 @@ def test_unreadable_paths_keep_their_last_version(tmp_path: Path) -> None:
         captured = repo.state("main")
     finally:
         (top / "d").chmod(0o755)
-    assert answer == repr([(name, "Permission denied") for name in (b"d", b"f", b"new")])
-    assert recorded(repo, captured.tree) == {
-        b"f": (FILE, b"1"), b"d/g": (FILE, b"1"), b"ok": (FILE, b"22"),
-    }  # fmt: skip
+    assert answer == repr([(name, "Permission denied") for name in (b"d", b"f", b"new", b"was")])
+    assert recorded(repo, captured.tree) == {**before, b"ok": (FILE, b"22")}
     repo.close()
     shutil.rmtree(top)
 

@@ -23,6 +23,7 @@ from heddle.errors import (
     ThreadNotFound,
     UnsavedChanges,
 )
+from heddle.repo import reading
 from heddle.repo.capture import capture_worktree
 from heddle.repo.repository import Repository
 from heddle.repo.switch import _Move, switch
@@ -298,6 +299,31 @@ def test_hostile_names_are_refused(repo: Repository, name: bytes) -> None:
         switch(repo, "hostile")
     assert read_files(repo.path) == {b"f": (FILE, b"1")}
     assert sorted(os.listdir(repo.path.parent)) == outside
+
+
+def test_own_names_that_go_are_not_touched(repo: Repository) -> None:
+    """Leaving a state that claims our own files leaves these files alone."""
+    own = publish(repo, "own", {b".heddle/heddle.db": (FILE, b"x"), b"f": (FILE, b"1")})
+    repo.move_head("own", base=own)
+    write_files(repo.path, {b"f": (FILE, b"1")})
+
+    switch(repo, "main")
+    assert read_files(repo.path) == {}
+    assert repo.head == "main"
+
+
+def test_stat_cache_of_another_tree_is_not_believed(repo: Repository, monkeypatch) -> None:
+    """A remembered stat tells that a file is unchanged against the tree it was remembered for only."""
+    write_files(repo.path, {b"f": (FILE, b"1")})
+    later = os.stat(repo.path).st_ctime_ns + 10**12
+    monkeypatch.setattr(reading.time, "time_ns", lambda: later)
+    capture_worktree(repo, attribution=ADA)
+    repo.move_head("main", base=publish(repo, "second", {b"f": (FILE, b"2")}))
+    publish(repo, "third", {b"f": (FILE, b"3")})
+
+    with pytest.raises(UnsavedChanges):
+        switch(repo, "third")
+    assert read_files(repo.path) == {b"f": (FILE, b"1")}
 
 
 def test_links_in_a_tree_do_not_lead_outside(repo: Repository, tmp_path: Path) -> None:

@@ -215,6 +215,20 @@ def test_what_status_verified_is_remembered(repo, monkeypatch, files_read) -> No
     assert len(files_read) == 2
 
 
+def test_what_capture_verified_is_remembered(repo, monkeypatch, files_read) -> None:
+    """A touched file that a capture read and found unchanged is not read again."""
+    write_files(repo.path, {b"a": (FILE, b"1"), b"d/b": (FILE, b"1")})
+    age(repo, monkeypatch)
+    capture_worktree(repo, attribution=ADA)
+    os.utime(repo.path / "d/b")
+    (repo.path / "a").write_bytes(b"2")
+    capture_worktree(repo, attribution=ADA)
+    files_read.clear()
+
+    assert found(repo) == []
+    assert files_read == []
+
+
 def test_another_base_keeps_what_still_holds(repo, monkeypatch, files_read) -> None:
     """After the base moved, files that both trees hold alike need not be read again."""
     write_files(repo.path, {b"d/a": (FILE, b"1"), b"d/b": (FILE, b"1")})
@@ -385,6 +399,16 @@ def test_gitlinks_are_kept(repo: Repository) -> None:
     assert found(repo) == [("type-changed", b"m", None)]
 
 
+def test_what_was_captured_is_never_ignored(repo: Repository) -> None:
+    """A rule that matches a captured path does not hide that it became another kind of thing."""
+    set_base(repo, {b"m": (GITLINK, b"1" * 40), b"x.o": (FILE, b"1")})
+    write_files(repo.path, {b"m": (FILE, b""), b".heddleignore": (FILE, b"m\n*.o\n.heddleignore")})
+    os.mkfifo(repo.path / "x.o")
+
+    assert found(repo) == [("type-changed", b"m", None), ("deleted", b"x.o", None)]
+    assert [left.path for left in status(repo).not_recorded] == [b"x.o"]
+
+
 def test_older_modes_are_not_changes(repo: Repository) -> None:
     """A group-writable file, as early versions of git recorded them, is unchanged."""
     set_base(repo, {b"f": (0o100664, b"1")})
@@ -412,6 +436,14 @@ def test_paths_restrict(repo: Repository, paths: list[bytes], expected) -> None:
     (repo.path / "new").touch()
 
     assert [(kind, path) for kind, path, _ in found(repo, paths=paths)] == expected
+
+
+def test_paths_restrict_what_is_gone(repo: Repository) -> None:
+    """Of a directory that is gone, only what was asked for counts as deleted."""
+    start(repo, BASE)
+    subprocess.run(["rm", "-r", repo.path / "d"], check=True)
+
+    assert found(repo, paths=[b"d/e/y"]) == [("deleted", b"d/e/y", None)]
 
 
 def test_mounts_inside_are_not_entered(repo, monkeypatch: pytest.MonkeyPatch) -> None:
