@@ -161,7 +161,9 @@ def headers(patch: bytes) -> dict[bytes, list[bytes]]:
     for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)[1:]:
         lines = part.split(b"\n")
         start = next((i for i, line in enumerate(lines) if line.startswith(b"@@")), len(lines))
-        kept = [line for line in lines[:start] if re.match(rb"---|\+\+\+|old|new|deleted|rename", line)]
+        kept = [
+            line for line in lines[:start] if re.match(rb"---|\+\+\+|old|new|deleted|rename", line)
+        ]
         kept += re.findall(rb"^@@ [^@]* @@", part, re.MULTILINE)
         found.setdefault(lines[0], []).append(kept)
     return found
