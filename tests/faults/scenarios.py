@@ -329,6 +329,22 @@ def _commit(world: World) -> None:
     _git(world.path, "commit", "-q", "-m", "By git")
 
 
+def _fetch(world: World) -> None:
+    from heddle.git import fetching, remotes
+
+    if not remotes.remotes(world.repo):
+        remotes.add(world.repo, "origin", str(world.path / "source"))
+    fetching.fetch(world.repo)
+
+
+def _fetch(world: World) -> None:
+    from heddle.git import fetching, remotes
+
+    if not remotes.remotes(world.repo):
+        remotes.add(world.repo, "origin", str(world.path / "source"))
+    fetching.fetch(world.repo)
+
+
 GIT = Scenario(
     "on git",
     on_git,
@@ -349,6 +365,7 @@ EXPORT = Scenario(
         Step("export", _export, command=True, mixed=True),
         Step("rename", lambda w: w.repo.threads.rename("main", "mine"), command=True),
         Step("import", _import, command=True, mixed=True),
+        Step("fetch", _fetch, command=True, mixed=True),
     ],
 )
 
