@@ -33,6 +33,7 @@ EMPTY_TREES = frozenset(
 
 _MAX_COMPARED_PAIRS = 40_000
 _MAX_COMPARED_BYTES = 1 << 20
+_MAX_COMPARED_TOTAL = 64 << 20
 _SIMILAR_PERCENT = 50
 
 
@@ -270,7 +271,13 @@ def _index(path: bytes | None) -> int:
 
 
 class _Flat(dict[bytes, object]):
-    """An object store in memory for one comparison: two flat trees and the blobs they name."""
+    """An object store in memory for one comparison: two flat trees and the blobs they name.
+
+    Attributes:
+        size: bytes of all blobs; what goes beyond the bound is left out, and so is no rename.
+    """
+
+    size = 0
 
     def add_side(
         self, side: bytes, changes: list[Change], modes: list[int | None], read: Reader
@@ -280,7 +287,9 @@ class _Flat(dict[bytes, object]):
         tree = Tree()
         for index, (change, mode) in enumerate(zip(changes, modes, strict=True)):
             content = read(change)
-            if 0 < len(content) <= _MAX_COMPARED_BYTES:
+            fits = len(content) <= min(_MAX_COMPARED_BYTES, _MAX_COMPARED_TOTAL - self.size)
+            if content and fits:
+                self.size += len(content)
                 blob = Blob.from_string(content)
                 self[blob.id] = blob
                 tree.add(side + b"%d" % index, mode or 0, blob.id)

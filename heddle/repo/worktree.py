@@ -89,6 +89,9 @@ class Found(NamedTuple):
 class Scan:
     """One walk over the working directory; nothing is read but directories, rules and unknown trees.
 
+    What lies in ``.git`` or ``.heddle`` is never looked at, so a repository inside this one is plain files. A
+    link to another repository that the tree has (mode 160000) is left as it is while a directory is there.
+
     Args:
         repo: the repository.
         tree: what to compare with; None for nothing.

@@ -224,3 +224,15 @@ def test_path_helpers() -> None:
     assert normalised([b"a", b"."]) == ()
     assert within(b"a/b", (b"a",))
     assert not within(b"ab", (b"a",))
+
+
+def test_much_content_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a bound on bytes files are not held in memory to find renames; what fits still is."""
+    monkeypatch.setattr("heddle.repo.changes._MAX_COMPARED_TOTAL", 3000)
+    old = {b"a": b"a\n" * 500, b"b": b"b\n" * 500}
+
+    assert similar(old, {b"c": b"a\n" * 499, b"d": b"b\n" * 499}) == [
+        ("deleted", b"b", None),
+        ("renamed", b"c", b"a"),
+        ("added", b"d", None),
+    ]
