@@ -238,13 +238,19 @@ class Files(View):
         return marks
 
     def _copy_bytes(self, blob: ObjectID, size: int, fd: int) -> None:
-        """Write a blob's bytes into a file, leaving holes where there are only zeros."""
+        """Write a blob's bytes into a file, leaving holes where there are only zeros; durable on return.
+
+        They were durable in the store, and the file is about to stand for them: a power failure must not leave less
+        (the kernel's overlayfs syncs a copy-up for the same reason).
+        """
         os.ftruncate(fd, size)
         for offset in range(0, size, _COPY):
             piece = self.lower.read(blob, offset, _COPY)
             if piece.count(0) != len(piece):
                 faults.reach("files.before-copy")
                 os.pwrite(fd, piece, offset)
+        if size:
+            os.fdatasync(fd)
 
     def fill_size(self, node: NodeId) -> int:
         """How many bytes `bring_up` would have to copy."""

@@ -350,13 +350,13 @@ class Operations(_Handlers):
             replaced: it will be truncated to nothing, so only a copy under way is waited for: its thread would
                 write into what is new.
         """
-        if ino not in self._filling and (replaced or self.core.fill_size(ino) <= SMALL):
+        if ino not in self._filling and (replaced or not self.core.fill_size(ino)):
             return
         lock = self._filling.setdefault(ino, trio.Lock())
         with waiting_for():
             await lock.acquire()
         try:
-            if not replaced and self.core.fill_size(ino) > SMALL:
+            if not replaced and self.core.fill_size(ino):
                 await self._fill_in_thread(ino)
         finally:
             lock.release()

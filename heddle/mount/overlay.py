@@ -16,8 +16,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from heddle import faults
+from heddle import atomic, faults
 from heddle.errors import Busy, NothingToCapture, ObjectMissing, ThreadMoved, UnsavedChanges
+from heddle.mount import powerloss
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.lower import Lower, subtree
 from heddle.mount.nodes import DirNode, FileNode
@@ -125,6 +126,8 @@ class Overlay:
                 state = row.state
                 repo.set_overlay_base(thread, state)
             faults.reach("overlay.base-recorded")
+            for path in powerloss.mend(directory):
+                log.warning("%r lost its bytes with the power and shows what was captured", path)
             upper = Upper(directory, widen=os.geteuid() != 0)
             core = _make_core(repo, lower, upper, state, row.created_ns)
             overlay = cls(repo, thread, core, state, directory, lock)
@@ -366,6 +369,8 @@ class Overlay:
         write_note(parked, thread=self.thread, base=self.base, why="discarded")
         faults.reach("overlay.before-park")
         os.rename(self._directory / "upper", parked / "upper")
+        for place in (parked, parked.parent, parked.parent.parent, self._directory):
+            atomic.fsync_directory(place)
         faults.reach("overlay.parked")
         state = self.repo.threads.get(self.thread).state
         self.repo.set_overlay_base(self.thread, state)
