@@ -21,7 +21,7 @@ from heddle import faults
 from heddle.mount import upper as up
 from heddle.mount.attributes import Attributes
 from heddle.mount.files import CREATE_FLAGS, same_times
-from heddle.mount.lower import subtree
+from heddle.mount.lower import TreeEntries, subtree
 from heddle.mount.nodes import DirNode, FileNode, Node
 from heddle.mount.shell import (
     AlreadyExists,
@@ -498,7 +498,13 @@ class ContentAddressedMount(Attributes, PlatformShell):
             live = self.nodes.get(status.st_ino if marks is None or not marks.ino else marks.ino)
         return live if isinstance(live, FileNode) and live.is_file(status.st_ino) else None
 
-    def inherit(self, directory: DirNode, tree: ObjectID) -> None:
+    def settle(self, directory: DirNode, name: bytes) -> None:
+        """Give what shows through at a name a place in the upper that says by itself what it is."""
+        node = self.child(directory, name)
+        if node is not None:
+            self._settle(node)
+
+    def inherit(self, directory: DirNode, tree: ObjectID | None) -> None:
         """Let an upper directory take its lower from its place again, where it is ``tree``."""
         directory.explicit = False
         directory.lower = tree
@@ -506,37 +512,57 @@ class ContentAddressedMount(Attributes, PlatformShell):
         up.clear_opaque(fd)
         self._mark_directory(directory)
 
+    def drop_whiteouts(self, directory: DirNode, below: TreeEntries) -> None:
+        """Remove the whiteouts of an upper directory that hide nothing of what is below it."""
+        names = self.names(directory)
+        stale = [name for name, whiteout in names.items() if whiteout and name not in below]
+        if not stale:
+            return
+        fd = self.fd(directory)
+        with same_times(fd):
+            for name in stale:
+                faults.reach("core.before-stale-whiteout-goes")
+                os.unlink(name, dir_fd=fd)
+                del names[name]
+
     def drop_retained(self, directory: DirNode, name: bytes) -> None:
-        """Remove the real entry of a captured name, and its live node, so that the lower's shows again."""
+        """Remove the real entry of a captured name, and its live node, so that the lower's shows again.
+
+        A directory in which something is left stays: that is in no state.
+        """
         names = self.names(directory) if directory.upper else {}
         node = directory.children.get(name)
+        status = None
         if name in names:
             fd = self.fd(directory)
-            faults.reach("core.before-drop")
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             with same_times(fd):
-                if isinstance(node, DirNode) or self._is_real_dir(fd, name):
-                    try:
-                        os.rmdir(name, dir_fd=fd)
-                    except OSError as error:
-                        if error.errno != errno.ENOTEMPTY:
-                            raise
-                        return  # ignored files live there
-                else:
-                    os.unlink(name, dir_fd=fd)
+                if not self._remove_real(fd, name, status):
+                    return
             del names[name]
-        if node is not None:
-            self._detach(node)
-
-    @staticmethod
-    def _is_real_dir(fd: int, name: bytes) -> bool:
-        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
-
-    def _detach(self, node: Node) -> None:
-        """A node whose name means another one now: open handles keep what they have."""
         if isinstance(node, DirNode):
             self._orphan_directory(node)
-        elif isinstance(node, FileNode) and node.parent is not None:
-            self._lose_name(node, node.parent, node.name, None)
+        elif isinstance(node, FileNode):
+            self._lose_name(node, directory, name, status)
+
+    @staticmethod
+    def _remove_real(fd: int, name: bytes, status: os.stat_result) -> bool:
+        faults.reach("core.before-drop")
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=fd)
+            return True
+        try:
+            os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            return False
+        return True
+
+    def drop_unused(self) -> None:
+        """Let go of every node that a walk made and nobody holds."""
+        for node in list(self.nodes.values()):
+            self.drop_if_unused(node)
 
     def set_time(self, node: FileNode, mtime_ns: int) -> None:
         """Give a file a modification time of its own."""

@@ -165,7 +165,8 @@ class Files(View):
         assert node.parent is not None
         parent_fd = self.fd(node.parent)
         with upper.staged() as temporary:
-            os.mkdir(temporary, 0o755, dir_fd=upper.work)
+            os.mkdir(temporary, dir_fd=upper.work)
+            os.chmod(temporary, 0o755, dir_fd=upper.work)  # whatever the umask of a command is
             marks = Marks()
             marks.ino = node.ino
             up.write_marks(up.entry_path(upper.work, temporary), marks)
@@ -224,8 +225,9 @@ class Files(View):
         marks = Marks()
         marks.ino = node.ino
         marks.size, marks.mtime_ns = node.size, self.time_ns
-        fd = os.open(temporary, CREATE_FLAGS, upper.real_mode(node.mode), dir_fd=upper.work)
+        fd = os.open(temporary, CREATE_FLAGS, dir_fd=upper.work)
         try:
+            os.fchmod(fd, upper.real_mode(node.mode))
             if content:
                 self._copy_bytes(node.blob, node.size, fd)
                 marks.stored = node.blob

@@ -67,6 +67,7 @@ class Lower:
         self.frames_decoded = 0
         self._trees: OrderedDict[ObjectID, TreeEntries] = OrderedDict()
         self._tree_room = tree_entries
+        self._with_hidden: set[ObjectID] = set()  # hardly any
         self._blobs: OrderedDict[tuple[ObjectID, int], bytes] = OrderedDict()
         self._blob_room = blob_bytes
         self._lock = threading.Lock()  # reads of large files come from worker threads
@@ -86,9 +87,12 @@ class Lower:
             if found is not None:
                 self._trees.move_to_end(tree)
                 return found
-        found = {name: (mode, oid) for name, mode, oid in self._tree(tree) if is_safe_name(name)}
+        decoded = self._tree(tree)
+        found = {name: (mode, oid) for name, mode, oid in decoded if is_safe_name(name)}
         with self._lock:
             self.trees_decoded += 1
+            if len(found) < len(decoded):
+                self._with_hidden.add(tree)
             self._trees[tree] = found
             self._tree_room -= len(found) + 1
             while self._tree_room < 0 and len(self._trees) > 1:
@@ -97,7 +101,8 @@ class Lower:
 
     def hidden_entries(self, tree: ObjectID | None) -> list[tuple[bytes, int, ObjectID]]:
         """The entries that are not shown because their names are not safe; a capture keeps them."""
-        if tree is None:
+        self.entries(tree)
+        if tree is None or tree not in self._with_hidden:
             return []
         return [entry for entry in self._tree(tree) if not is_safe_name(entry[0])]
 

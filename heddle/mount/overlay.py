@@ -20,7 +20,8 @@ from heddle import atomic, faults
 from heddle.errors import Busy, NothingToCapture, ObjectMissing, ThreadMoved, UnsavedChanges
 from heddle.mount import powerloss
 from heddle.mount.core import ContentAddressedMount
-from heddle.mount.lower import Lower, subtree
+from heddle.mount.follow import give_way, in_the_way
+from heddle.mount.lower import Lower
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.snapshot import (
     Snapshot,
@@ -411,46 +412,23 @@ class Overlay:
                 hint=f"heddle thread create {self.thread}-2 --from {_short(self.base)}, and capture there",
             )
         tree = None if state is None else self.repo.state(state).tree
+        blocking = in_the_way(self.core, self._base_tree, tree)
+        if blocking is not None:
+            raise UnsavedChanges(
+                f"thread {self.thread} moved, and {os.fsdecode(blocking)}, which no state holds, is in the way",
+                hint=f"move {os.fsdecode(blocking)} away",
+            )
         moved = tree_changes(self.repo.store, self._base_tree, tree, renames=False)
-        touched = {change.path for change in moved}
-        stale = self._stale_names(touched)
-        self._inherit(self.core.root, self._base_tree)
-        for path in touched:
-            self._drop_retained(path)
+        stale = self._stale_names({change.path for change in moved})
+        give_way(self.core, self._base_tree, tree)
         faults.reach("overlay.before-rebase")
         self.repo.set_overlay_base(self.thread, state)
         self.base, self._base_tree = state, tree
         self.core.follow_base(tree)
         self.core.epoch += 1
         self._give_new_times(moved)
+        self.core.drop_unused()
         return stale
-
-    def _inherit(self, directory: DirNode, base: ObjectID | None) -> None:
-        """Have an upper directory say nothing of its lower: it is clean, so the base at its path shows the same."""
-        core = self.core
-        if not directory.upper:
-            return
-        if directory.explicit and base is not None:
-            core.inherit(directory, base)
-        names = core.names(directory)
-        below = core.lower.entries(base)
-        if not directory.explicit:  # else they may hide what its own lower has
-            for name in [name for name in names if names[name] and name not in below]:
-                faults.reach("overlay.before-whiteout-goes")
-                os.unlink(name, dir_fd=core.fd(directory))
-                del names[name]
-        for name in [name for name, whiteout in names.items() if not whiteout]:
-            child = core.child(directory, name)
-            if isinstance(child, DirNode):
-                self._inherit(child, subtree(below, name))
-
-    def _drop_retained(self, path: bytes) -> None:
-        """Remove what the upper keeps of a captured path that others changed; the base shows the same below."""
-        core = self.core
-        parent, _, name = path.rpartition(b"/")
-        directory = find(core, parent)
-        if isinstance(directory, DirNode):
-            core.drop_retained(directory, name)
 
     def _stale_names(self, paths: set[bytes]) -> list[tuple[int, bytes, int]]:
         """Every live directory on the way to a changed path, with the name in it that is to be forgotten."""

@@ -74,7 +74,9 @@ def _directory(
             left_out = True
         elif stat.S_ISDIR(mode):
             below = _directory(seen, children, inner, None if was is None else was[2], rules)
-            if below is not None:
+            if below is None:
+                left_out = True
+            else:
                 result[name] = DIRECTORY, tree_id(below), below
         elif stat.S_ISLNK(mode) or stat.S_ISREG(mode):
             git_mode = 0o120000 if stat.S_ISLNK(mode) else 0o100755 if mode & 0o100 else 0o100644
@@ -118,6 +120,21 @@ def with_entry(tree: Tree, path: Path, entry: tuple[int, bytes, Tree | None] | N
     return result
 
 
+def entry(tree: Tree, path: Path) -> tuple[int, bytes, Tree | None] | None:
+    """What a tree has at a path."""
+    above = inside(tree, path[:-1])
+    return None if above is None else above.get(path[-1])
+
+
+def inside(tree: Tree, path: Path) -> Tree | None:
+    """The directory at a path, None when there is none."""
+    found: Tree | None = tree
+    for name in path:
+        below = None if found is None else found.get(name)
+        found = None if below is None else below[2]
+    return found
+
+
 def leaves(tree: Tree, prefix: bytes = b"") -> Leaves:
     """Everything that is not a directory with something in it, by path."""
     result: Leaves = {}
@@ -158,13 +175,5 @@ def _is_directory_on_both_sides(
         return False
     entry = was or now
     assert entry is not None
-    return stat.S_ISDIR(entry[0]) and _at(new if now is None else old, path) is not None
-
-
-def _at(tree: Tree, path: bytes) -> Tree | None:
-    """The directory at a path, None when there is none."""
-    found: Tree | None = tree
-    for name in path.split(b"/"):
-        entry = None if found is None else found.get(name)
-        found = None if entry is None else entry[2]
-    return found
+    side = new if now is None else old
+    return stat.S_ISDIR(entry[0]) and inside(side, tuple(path.split(b"/"))) is not None

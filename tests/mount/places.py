@@ -104,6 +104,11 @@ class View:
             if number % parts == part and ino not in is_open:
                 self.core.forget(ino, self.held.pop(ino))
 
+    def forget_one(self, ino: int) -> None:
+        """Have the kernel drop one node, as an invalidation does; not if it is open."""
+        if ino in self.held and ino not in {ino for ino, _ in self.handles.values()}:
+            self.core.forget(ino, self.held.pop(ino))
+
     # files
 
     def create(self, handle: int, path: Path, mode: int) -> None:
@@ -216,10 +221,17 @@ class View:
         self.core.set_attrs(self.walk(path).ino, update, self.caller)
 
     def set_xattr(self, path: Path, name: bytes, value: bytes) -> None:
-        self.core.set_xattr(self.walk(path).ino, name, value)
+        self.core.set_xattr(self._bears_xattrs(path), name, value)
 
     def remove_xattr(self, path: Path, name: bytes) -> None:
-        self.core.remove_xattr(self.walk(path).ino, name)
+        self.core.remove_xattr(self._bears_xattrs(path), name)
+
+    def _bears_xattrs(self, path: Path) -> int:
+        """The VFS (xattr.c) lets files and directories alone have ``user.`` attributes."""
+        attrs = self.walk(path)
+        if not stat.S_ISREG(attrs.mode) and not stat.S_ISDIR(attrs.mode):
+            raise _fail(errno.EPERM)
+        return attrs.ino
 
     # looking
 
@@ -360,6 +372,13 @@ class Plain:
         mode = self._modes.get(status.st_ino)
         return status.st_mode if mode is None else stat.S_IFMT(status.st_mode) | mode
 
+    def _note_write(self, fd: int) -> None:
+        """A write by somebody who is not root clears set-id bits: the mode kept here loses what the real one did."""
+        if self._widen:
+            status = os.fstat(fd)
+            if status.st_ino in self._modes:
+                self._modes[status.st_ino] &= status.st_mode | 0o1777
+
     def _pin(self, path: Path) -> os.stat_result:
         with self._parent(path) as (fd, name):
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -379,22 +398,25 @@ class Plain:
         _check_openable(self._lstat(path).st_mode, bool(flags & (os.O_WRONLY | os.O_RDWR)))
         with self._parent(path) as (fd, name):
             self.handles[handle] = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+        self._note_write(self.handles[handle])
 
     def close(self, handle: int) -> None:
         os.close(self.handles.pop(handle))
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
-        return os.pwrite(self.handles[handle], data, offset)
+        written = os.pwrite(self.handles[handle], data, offset)
+        self._note_write(self.handles[handle])
+        return written
 
     def append(self, handle: int, data: bytes) -> int:
-        fd = self.handles[handle]
-        return os.pwrite(fd, data, os.fstat(fd).st_size)
+        return self.write(handle, os.fstat(self.handles[handle]).st_size, data)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         return os.pread(self.handles[handle], size, offset)
 
     def resize(self, handle: int, size: int) -> int:
         os.ftruncate(self.handles[handle], size)
+        self._note_write(self.handles[handle])
         return size
 
     def status(self, handle: int) -> tuple[int, ...]:
@@ -409,6 +431,7 @@ class Plain:
         with self._parent(path) as (fd, name):
             file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=fd)
         os.ftruncate(file, size)
+        self._note_write(file)
         os.close(file)
 
     # names

@@ -11,17 +11,22 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path as HostPath
 from typing import TypeAlias
 
+import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from heddle.errors import NothingToCapture
+from heddle.errors import NothingToCapture, UnsavedChanges
 from heddle.mount.upper import RENAME_EXCHANGE, RENAME_NOREPLACE
+from heddle.objects.pack import PackWriter
+from heddle.repo.capture import record_state
 from mount import gitmodel
-from mount.base import OpenThread, copy_base, fill
+from mount.base import ADA, OpenThread, add_tree, copy_base, fill
 from mount.gitmodel import Tree
 from mount.places import Path, Plain, Seen, View, outcome
 
@@ -52,6 +57,33 @@ times = st.sampled_from((1, 1_000_000_000_123_456_789, 1_600_000_000_000_000_001
 open_flags = st.sampled_from((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC))
 xattr_names = st.sampled_from((b"user.a", b"user.b"))
 rename_flags = st.sampled_from((0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE))
+
+
+base_paths = st.one_of(existing, existing, some)
+ENTRIES: dict[str, Callable[[PackWriter], tuple[int, bytes, Tree | None] | None]] = {
+    "nothing": lambda writer: None,
+    "file": lambda writer: (0o100644, writer.add_blob(b"theirs\n"), None),
+    "program": lambda writer: (0o100755, writer.add_blob(b"theirs too\n"), None),
+    "rules": lambda writer: (0o100644, writer.add_blob(b"*.o\nb\n"), None),
+    "link": lambda writer: (0o120000, writer.add_blob(b"theirs"), None),
+    "directory": lambda writer: (gitmodel.DIRECTORY, writer.add_tree([]), {}),
+}
+base_entries = st.sampled_from(sorted(ENTRIES))
+
+
+def in_the_way(seen: dict[Path, Seen], now: Tree, new: Tree) -> bool:
+    """Whether something that no capture would record stands where others put something."""
+    for path, one in seen.items():
+        if not path or gitmodel.entry(now, path) is not None:
+            continue
+        theirs = gitmodel.entry(new, path)
+        both_directories = stat.S_ISDIR(one.mode) and theirs is not None and theirs[2] is not None
+        above = [gitmodel.entry(new, path[:depth]) for depth in range(1, len(path))]
+        if theirs is not None and not both_directories:
+            return True
+        if any(entry is not None and entry[2] is None for entry in above):
+            return True
+    return False
 
 
 class MountModel(RuleBasedStateMachine):
@@ -377,15 +409,96 @@ class MountModel(RuleBasedStateMachine):
         self.compare()
         self.check_status(self.base)
 
+    @rule(
+        edits=st.lists(st.tuples(base_paths, base_entries), min_size=1, max_size=3),
+        live=st.booleans(),
+    )
+    def others_capture(self, edits: list[tuple[Path | int, str]], live: bool) -> None:
+        """The thread moves; a mount without unsaved changes follows, any other one stays as it is."""
+        new = self.base
+        with self.thread.repo.store.writer() as writer:
+            for drawn, what in edits:
+                known = sorted(gitmodel.leaves(new))
+                path = drawn
+                if isinstance(drawn, int):
+                    path = tuple(known[drawn % len(known)].split(b"/")) if known else (b"a",)
+                new = gitmodel.with_entry(new, path, ENTRIES[what](writer))
+            if not gitmodel.differences(self.base, new):
+                return
+            old = self.thread.repo.threads.get("agent").state
+            state = record_state(
+                self.thread.repo,
+                writer,
+                thread="agent",
+                expected=old,
+                tree=add_tree(writer, new),
+                attribution=ADA,
+                message="",
+            )
+        seen = self.plain.glance()
+        now = gitmodel.expected_tree(seen, self.base)
+        follows = not gitmodel.differences(self.base, now) and not in_the_way(seen, now, new)
+        note(f"others made {gitmodel.differences(self.base, new)}, follows: {follows}")
+        if follows:
+            self.apply(now, new, seen)
+        if not live:
+            self.remount()
+        elif follows:
+            for _, _, ino in self.thread.overlay.rebase():
+                self.view.forget_one(ino)
+        else:
+            with pytest.raises(UnsavedChanges):
+                self.thread.overlay.rebase()
+        if follows:
+            self.base = new
+        else:
+            self.thread.repo.publish(
+                thread="agent", expected=state.id, new=old, kind="undo", message="", attribution=ADA
+            )
+        assert self.thread.overlay.base == (state.id if follows else old)
+        self.check_status(gitmodel.expected_tree(self.plain.glance(), self.base))
+        self.compare()
+
+    def apply(self, old: Tree, new: Tree, seen: dict[Path, Seen]) -> None:
+        """Do to the plain directory what others did to the tree; directories keep their times."""
+        for path in sorted(gitmodel.differences(old, new), reverse=True):
+            at = tuple(path.split(b"/"))
+            kind = outcome(self.plain.stat, at)[0]
+            if kind != "E":
+                outcome(self.plain.rmdir if stat.S_ISDIR(kind) else self.plain.unlink, at)
+        for path in sorted(
+            (p for p, one in seen.items() if p and stat.S_ISDIR(one.mode)), reverse=True
+        ):
+            if gitmodel.inside(old, path) is not None and gitmodel.inside(new, path) is None:
+                outcome(self.plain.rmdir, path)
+        for path in sorted(gitmodel.differences(old, new)):
+            at = tuple(path.split(b"/"))
+            entry = gitmodel.entry(new, at)
+            if entry is not None and not entry[2]:
+                for depth in range(1, len(at)):
+                    self.make_directory(at[:depth])
+                self.make_entry(at, entry)
+        for path, is_directory in reversed([((), True), *self.plain.paths()]):
+            if is_directory:
+                known = path in seen and stat.S_ISDIR(seen[path].mode)
+                when = seen[path].mtime_ns if known else self.thread.core.time_ns
+                self.plain.utimens(path, when)
+        self.settled_ns = time.time_ns()
+
     def make(self, tree: Tree, path: Path) -> None:
         """Make a captured tree in the plain directory."""
         for name, entry in tree.items():
             self.make_entry((*path, name), entry)
 
+    def make_directory(self, path: Path) -> None:
+        """Make a directory where none is; it inherits no set-gid bit from the one above, which a tree has not."""
+        if outcome(self.plain.mkdir, path, 0o755) is None:
+            self.plain.chmod(path, 0o755)
+
     def make_entry(self, path: Path, entry: tuple[int, bytes, Tree | None]) -> None:
         mode, oid, inside = entry
         if inside is not None:
-            self.plain.mkdir(path, 0o755)
+            self.make_directory(path)
             self.make(inside, path)
             return
         content = self.thread.repo.store.get_raw(oid)[1]
@@ -397,6 +510,7 @@ class MountModel(RuleBasedStateMachine):
             self.plain.close(9)
 
 
+NOBODY = 65534
 EXAMPLES = int(os.environ.get("HEDDLE_MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("HEDDLE_MODEL_STEPS", "40"))
 
@@ -408,10 +522,32 @@ def run_model(machine: type[RuleBasedStateMachine]) -> None:
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             deadline=None,
+            database=None if os.geteuid() != os.getuid() else settings.default.database,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be nobody in particular, as far as files are concerned; root's own settings come back afterwards."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def test_core_behaves_as_a_plain_directory_for_an_ordinary_user() -> None:
+    """The same holds for a session without privileges, which has to keep its own access to every file."""
+    with ordinary_user():
+        run_model(MountModel)
 
 
 def test_core_behaves_as_a_plain_directory() -> None:
