@@ -18,8 +18,8 @@ from typing import Literal
 
 _CALLS = (
     "openat,write,pwrite64,writev,lseek,fsync,fdatasync,rename,renameat,renameat2,link,linkat,"
-    "unlink,unlinkat,mkdir,mkdirat,rmdir,ftruncate,setxattr,fsetxattr,removexattr,fremovexattr,symlinkat,"
-    "mknodat,mknod,utimensat"
+    "unlink,unlinkat,mkdir,mkdirat,rmdir,ftruncate,symlinkat,mknodat,mknod,utimensat,"
+    "setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,fremovexattr"
 )
 _REFUSED = "pwritev,pwritev2,copy_file_range,sendfile,splice,fallocate,truncate,creat,open"
 _LINE = re.compile(rb"^(\d+) (\w+)\((.*)\) += (-?\d+|\?)")
@@ -238,6 +238,18 @@ class Disk:
 
     _fdatasync = _fsync
 
+    def sync_names(self, node: Inode) -> bool:
+        """Make the names durable that lead to a file."""
+        return self._lead_to(self.root, node)
+
+    def _lead_to(self, above: Inode, node: Inode) -> bool:
+        found = above is node
+        for name, child in above.names.items():
+            if self._lead_to(child, node):
+                above.disk_names[name] = child
+                found = True
+        return found
+
     def _mkdirat(self, arguments: list[bytes], _: int) -> bool:
         return self._make(self._at(arguments[0], arguments[1]), Inode("directory"))
 
@@ -321,6 +333,8 @@ class Disk:
         self.find(path).marks[_string(arguments[1])] = _string(arguments[2])
         return True
 
+    _lsetxattr = _setxattr
+
     def _fremovexattr(self, arguments: list[bytes], _: int) -> bool:
         known = self._known(arguments[0])
         return known is not None and known[1].marks.pop(_string(arguments[1]), None) is not None
@@ -330,6 +344,8 @@ class Disk:
         return (
             self.inside(path) and self.find(path).marks.pop(_string(arguments[1]), None) is not None
         )
+
+    _lremovexattr = _removexattr
 
     def _utimensat(self, arguments: list[bytes], _: int) -> bool:
         return False

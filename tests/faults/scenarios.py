@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -189,6 +190,31 @@ DISCARD = Scenario(
         edit("write", "a", b"also"),
         Step("discard", lambda w: w.overlay("agent").discard(), command=True),
         edit("write", "a", b"afterwards"),
+    ],
+)
+
+
+def _lose_power(world: World) -> None:
+    """The machine goes down after a capture: of two files' bytes, and of which boot it was, nothing is left."""
+    world.close_overlays()
+    overlay = world.path / ".heddle" / "overlays" / "agent"
+    (overlay / "boot").write_text("another boot")
+    for name in ("new", "b"):
+        os.truncate(overlay / "upper" / name, 0)
+    world.overlay("agent")
+
+
+POWER = Scenario(
+    "the power fails",
+    captured,
+    [
+        OPEN,
+        edit("create", "new"),
+        edit("write", "new", b"new bytes"),
+        edit("write", "b", b"appended"),
+        CAPTURE,
+        Step("power fails", _lose_power),
+        edit("write", "b", b"and more"),
     ],
 )
 
@@ -383,4 +409,4 @@ LARGE = Scenario(
     ],
 )
 
-ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT, PARK]
+ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT, PARK, POWER]

@@ -98,6 +98,7 @@ WITHOUT_POINT = {
     "mount.at": NOT_KEPT,
     "mount.default_mountpoint": NOT_KEPT,
     "mount._log_to": NOT_KEPT,
+    "mount._missing_features": NOT_KEPT,
     "mount.renameat2": CALLER,
     "mount._remove_quietly": CALLER,
     "mount.__init__": ONE_CALL,

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from heddle import api
 from heddle.errors import HeddleError, NotARepository
+from heddle.mount.overlay import Overlay
 
 from .powerloss import Call, Disk, Extreme, record, write_image
-from .view import opened
+from .view import Hand, opened
 
 SCRIPT = """
 import os, sys
@@ -47,23 +49,87 @@ ack("gone moved")
 repo.close()
 """
 
+OVERLAY = """
+import os, sys
+from pathlib import Path
+import heddle
+from heddle.mount.overlay import Overlay
+from faults.view import Hand
+
+top, acks = Path(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
+def ack(what):
+    os.write(acks, what.encode() + b"\\n")
+
+repo = heddle.init(top)
+(top / "sub").mkdir()
+for name in ("a", "b", "c", "sub/d"):
+    (top / name).write_text("captured " + name + " " * 9000)
+repo.capture(message="one")
+repo.threads.create("agent", repo.threads.get("main").state)
+overlay = Overlay.open(repo, "agent")
+hand = Hand(overlay.core)
+hand.create("note")
+hand.write("note", b"precious")
+hand.sync("note")
+hand.sync("")
+ack("file note precious")
+hand.write("sub/d", b"more")
+hand.sync("sub/d")
+ack("end sub/d more")
+hand.write("a", b"not synced")
+hand.chmod("b", 0o600)
+hand.write("b", b"not synced")
+hand.create("late")
+hand.write("late", b"captured")
+with repo.store.writer() as writer:
+    overlay.prestore(writer)
+    overlay.capture(message="two", attribution=repo.attribution(), writer=writer)
+ack("state agent two")
+ack("file late captured")
+ack("end b synced")
+ack("going note")
+hand.unlink("note")
+hand.sync("")
+ack("none note")
+hand.write("c", b"once more")
+hand.sync("c")
+ack("end c more")
+overlay.close()
+overlay = Overlay.open(repo, "agent")
+ack("discarding -")
+overlay.discard()
+overlay.close()
+repo.park.restore("agent")
+ack("restored -")
+"""
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path, Path]:
     """The calls of the script, the directory that they are about, and the file of what has returned."""
+    return run_recorded(SCRIPT, tmp_path_factory.mktemp("power"))
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], Path, Path]:
+    """The same for a script that works in an overlay."""
+    return run_recorded(OVERLAY, tmp_path_factory.mktemp("power"))
+
+
+def run_recorded(script: str, place: Path) -> tuple[list[Call], Path, Path]:
     if shutil.which("strace") is None:
         pytest.fail("strace is missing: apt-get install strace", pytrace=False)
-    place = tmp_path_factory.mktemp("power")
     environment = {
         **os.environ,
         "HOME": str(place),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "XDG_RUNTIME_DIR": str(place),
         "HEDDLE_PRINCIPAL_NAME": "Ann Lee",
         "HEDDLE_PRINCIPAL_EMAIL": "ann@example.org",
     }
     environment.pop("HEDDLE_FAULT", None)
     top, acks = place / "repo", place / "acks"
-    calls = record(SCRIPT, [str(top), str(acks)], place / "log", environment)
+    calls = record(script, [str(top), str(acks)], place / "log", environment)
     return calls, top, acks
 
 
@@ -97,7 +163,7 @@ def replay(
         write_image(image, after)
         check(after, promised, f"{extreme}, after {call.name}, having been told {promised[-1:]}")
         shutil.rmtree(after)
-    assert "gone moved" in promised
+    assert promised
     return tried
 
 
@@ -107,6 +173,26 @@ def test_what_returned_is_there(
 ) -> None:
     """After every system call the disk holds all that had returned, and fsck finds nothing that it can't mend."""
     assert replay(recorded, Disk(recorded[1]), extreme, tmp_path / "after") > 20
+
+
+class Journaled(Disk):
+    """A disk on which syncing a file brings the names that lead to it, as ext4, xfs and btrfs do."""
+
+    def _fsync(self, arguments: list[bytes], result: int) -> bool:
+        known = self._known(arguments[0])
+        if known is not None:
+            self.sync_names(known[1])
+        return super()._fsync(arguments, result)
+
+    _fdatasync = _fsync
+
+
+@pytest.mark.parametrize("extreme", ["strict", "names"])
+def test_what_was_synced_in_an_overlay_is_there(
+    edited: tuple[list[Call], Path, Path], tmp_path: Path, extreme: Extreme
+) -> None:
+    """After every system call an overlay shows what was fsynced, and no bytes that nobody wrote."""
+    assert replay(edited, Journaled(edited[1]), extreme, tmp_path / "after") > 20
 
 
 class Forgetful(Disk):
@@ -142,6 +228,8 @@ def check(top: Path, promised: list[str], when: str) -> None:
         return
     try:
         keeps(repo, promised, when)
+        if "agent" in repo.threads and repo.database.has_overlay("agent"):
+            shows(repo, promised, when)
         kinds = {problem.kind for problem in repo.fsck(full=True).problems}
         assert kinds <= {"missing_index"}, (when, repo.fsck(full=True).problems)
     except HeddleError as error:
@@ -150,19 +238,39 @@ def check(top: Path, promised: list[str], when: str) -> None:
         repo.close()
 
 
-def keeps(repo: object, promised: list[str], when: str) -> None:
+def keeps(repo: api.Repository, promised: list[str], when: str) -> None:
     """Each line of what returned, or what came after it."""
-    names = [thread.name for thread in repo.threads]  # type: ignore[attr-defined]
+    names = [thread.name for thread in repo.threads]
     for line in promised:
         what, *words = line.split()
         if what == "state":
-            messages = [state.message.strip() for state in repo.log(words[0])]  # type: ignore[attr-defined]
+            messages = [state.message.strip() for state in repo.log(words[0])]
             assert words[1] in messages, (when, line, messages)
         elif what == "thread":
             later = {"side": "moved"}.get(words[0])
             deleted = words[0] in ("side", "moved") and "thread moved" in promised
             assert words[0] in names or later in names or deleted, (when, line, names)
         elif what == "setting":
-            assert repo.config.get("agent.model").value == words[0], (when, line)  # type: ignore[attr-defined]
+            assert repo.config.get("agent.model").value == words[0], (when, line)
         elif what == "gone":
             assert words[0] not in names, (when, line)
+
+
+def shows(repo: api.Repository, promised: list[str], when: str) -> None:
+    """What was fsynced in the mount of ``agent`` is there; captured files hold what was written, never less."""
+    with Overlay.open(repo, "agent") as overlay:
+        hand = Hand(overlay.core)
+        found = {path[1:].decode(): content for path, _, content, _ in hand.everything()}
+    gone = "going note" in promised
+    restoring = "discarding -" in promised and "restored -" not in promised
+    for line in promised:
+        what, name, *words = line.split()
+        if what == "file" and not (name == "note" and gone) and not restoring:
+            assert found.get(name, b"").startswith(words[0].encode()), (when, line, found.get(name))
+        if what == "end" and not restoring:
+            assert found[name].endswith(words[0].encode()), (when, line, found[name][-20:])
+        if what == "none" and not restoring:
+            assert name not in found, (when, line)
+    for name in ("a", "b", "c", "sub/d"):
+        text = b"captured " + name.encode() + b" " * 9000
+        assert found[name].startswith(text), (when, name, found[name][:20], len(found[name]))

@@ -99,6 +99,15 @@ class Hand:
     def set_xattr(self, path: str, name: bytes, value: bytes) -> None:
         self.core.set_xattr(self.at(path).ino, name, value)
 
+    def sync(self, path: str) -> None:
+        """fsync(2) of a file that is opened for it, or of a directory."""
+        attrs = self.at(path)
+        if not stat.S_ISDIR(attrs.mode):
+            self.core.on_open(attrs.ino, write=False, truncate=False, caller=ME)
+        self.core.fsync(attrs.ino, data_only=False)
+        if not stat.S_ISDIR(attrs.mode):
+            self.core.release(attrs.ino, write=False)
+
     def read(self, path: str) -> bytes:
         return self._content(self.at(path))
 
