@@ -9,8 +9,10 @@ long list needs no long line, and then one ``{"ok": …}`` or ``{"error": {kind,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ LINE_MAX_BYTES = 1 << 20
 _ADDRESS_MAX_BYTES = 100  # sun_path holds 108 with its NUL (unix(7)); some systems hold 104
 _BACKLOG = 64
 _CONNECTIONS_MAX = 32
+_NOT_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED)
+_RETRY_S = 0.05
 _REQUEST_TIMEOUT_S = 10.0
 _SILENCE_S = 5.0
 _PING_TIMEOUT_S = 1.0
@@ -391,7 +395,10 @@ class ControlServer:
         while True:
             try:
                 connection, _address = self._listener.accept()
-            except OSError:
+            except OSError as error:
+                if error.errno in _NOT_NOW:
+                    time.sleep(_RETRY_S)
+                    continue
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._serving < _CONNECTIONS_MAX)

@@ -84,6 +84,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
     def create_file(self, parent: NodeId, name: bytes, mode: int, caller: Caller) -> Attrs:
         directory, fd, whiteout = self._place(parent, name)
         upper = self._require_writable()
+        self.require_descriptor()
         real = upper.real_mode(mode)
         if whiteout:
             with upper.staged() as temporary:

@@ -43,6 +43,8 @@ class Files(View):
         A caller that must not wait for a large copy calls `fill_size` first and does `start_fill` … `end_fill`.
         """
         found = self._file(node)
+        if found.fd < 0 and self.upper is not None and (write or found.upper):
+            self.require_descriptor()
         found.opens += 1
         found.writers += write
         try:
@@ -149,7 +151,7 @@ class Files(View):
         """Give a directory a place in the upper, its parents first; the view stays as it is.
 
         Returns:
-            its descriptor, good until `_OPEN_DIRECTORIES` others were used.
+            its descriptor, good until some others were used.
         """
         missing = []
         node: DirNode | None = directory

@@ -7,6 +7,7 @@ again from disk when it is next looked up. Nothing here changes what is seen; `f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
 _LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
-_OPEN_DIRECTORIES = 256  # descriptors kept for upper directories
+_OPEN_DIRECTORIES = 256  # descriptors kept for upper directories, where the process may have many
 
 OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -80,6 +81,9 @@ class View:
         self.root.lookups = 1
         self.nodes: dict[NodeId, Node] = {ROOT: self.root}
         self._fds: OrderedDict[DirNode, int] = OrderedDict()
+        limit = _descriptor_limit()
+        self._kept_directories = max(8, min(_OPEN_DIRECTORIES, limit // 4))
+        self._last_descriptor = limit - min(64, limit // 4)
         self._as_root = os.geteuid() == 0
         if upper is not None:
             self._adopt_directory(self.root, upper.root)
@@ -161,14 +165,28 @@ class View:
         assert above is not None
         fd = self.fd(above)
         for number, node in enumerate(reversed(chain)):
-            inner = os.open(node.name, DIRECTORY_FLAGS, dir_fd=fd)
-            if number:
-                os.close(fd)
+            try:
+                inner = os.open(node.name, DIRECTORY_FLAGS, dir_fd=fd)
+            finally:
+                if number:
+                    os.close(fd)
             fd = inner
         self._fds[directory] = fd
-        if len(self._fds) > _OPEN_DIRECTORIES:
+        if len(self._fds) > self._kept_directories:
             os.close(self._fds.popitem(last=False)[1])
         return fd
+
+    def require_descriptor(self) -> None:
+        """Refuse to open one more file for a program when captures and the control socket would have none left.
+
+        Raises:
+            OSError: EMFILE. The lowest free number is taken by every open, so it tells how many are in use.
+        """
+        assert self.upper is not None
+        lowest = os.dup(self.upper.root)
+        os.close(lowest)
+        if lowest > self._last_descriptor:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _drop_fd(self, directory: DirNode) -> None:
         fd = self._fds.pop(directory, None)
@@ -533,6 +551,13 @@ class View:
         if entry is not None and entry[:3] == stat_key(status):
             return entry[3]
         return None
+
+
+def _descriptor_limit() -> int:
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 
 
 def check_length(name: bytes) -> None:
