@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from heddle import faults
+from heddle.errors import StorageError
 from heddle.mount import control, mountinfo
 from heddle.mount import mountpoint as places
 from heddle.mount.mountinfo import KernelMount, Location, locate
@@ -229,7 +230,16 @@ def forget(runtime: RuntimeDirectory, record: SessionRecord, repo: Repository | 
         runtime.socket(name).unlink(missing_ok=True)
     if repo is not None:
         faults.reach("registry.before-row-goes")
-        repo.database.remove_mount(os.fsencode(record.mountpoint), pid=record.process.pid)
+        try:
+            repo.database.remove_mount(os.fsencode(record.mountpoint), pid=record.process.pid)
+        except StorageError as error:  # a hint, and ``unmount --stale`` removes what is left
+            _row_stays(record, error)
+
+
+def _row_stays(record: SessionRecord, error: StorageError) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning("row of %s: %s", record.mountpoint, error.message)
 
 
 def _read_record(path: Path) -> SessionRecord | None:
