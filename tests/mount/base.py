@@ -114,6 +114,41 @@ class OpenThread:
     def core(self) -> ContentAddressedMount:
         return self.overlay.core
 
+    @property
+    def time_ns(self) -> int:
+        """The time of captured files that have none of their own."""
+        return self.core.time_ns
+
+    @property
+    def base(self) -> bytes | None:
+        """The state that the overlay is relative to."""
+        return self.overlay.base
+
+    def store_in_vain(self) -> None:
+        """Store everything ahead of a capture that never comes."""
+        with self.repo.store.writer() as writer:
+            self.overlay.prestore(writer)
+
+    def cut_next_capture(self) -> None:
+        """Have the next capture end at its commit point, as if the process died there."""
+        self.overlay._after_capture = lambda *_: None  # type: ignore[method-assign]
+
+    def follow(self) -> None:
+        """Follow the thread, as a session does when others moved it; the kernel is told what to forget."""
+        for _, _, ino in self.overlay.rebase():
+            self.view.forget_one(ino)
+
+    def discard(self) -> int:
+        """Drop everything unsaved; returns how many paths that were."""
+        self.reopen()
+        dropped = self.overlay.discard()
+        self.look_again()
+        return dropped[0]
+
+    def dirty_paths(self) -> int:
+        """How many paths are unsaved."""
+        return self.overlay.dirty()[0]
+
     def capture(
         self,
         message: str = "",

@@ -7,6 +7,7 @@ Paths are tuples of names from the top; symbolic links are never followed. What 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -126,6 +127,9 @@ class View:
         truncate = bool(flags & os.O_TRUNC)
         self.core.on_open(attrs.ino, write=write, truncate=truncate, caller=self.caller)
         self.handles[handle] = attrs.ino, write
+
+    def may_write(self, handle: int) -> bool:
+        return self.handles[handle][1]
 
     def close(self, handle: int) -> None:
         ino, write = self.handles.pop(handle)
@@ -327,18 +331,23 @@ class Plain:
         top: the directory.
         widen: the user is not root; owner permission stays on the real entries and the mode is kept here, so that the
             user can go on as the session can.
+        pin: hold on to everything glanced at.
 
     Attributes:
         handles: open files, by the caller's number.
         pins: descriptors of everything ever glanced at, so that an inode number means one file for good.
     """
 
-    def __init__(self, top: str, *, widen: bool) -> None:
+    def __init__(self, top: str, *, widen: bool = False, pin: bool = True) -> None:
         self.top = top
+        self._pins = pin
         self.handles: dict[int, int] = {}
         self.pins: dict[int, int] = {}
         self._widen = widen
-        self._modes: dict[int, int] = {}
+        self.modes: dict[int, int] = {}
+
+    def forget(self, part: int = 0, parts: int = 1) -> None:
+        """Nothing: what is cached here is the kernel's business."""
 
     def finish(self) -> None:
         """Close everything."""
@@ -366,23 +375,23 @@ class Plain:
 
     def _note_mode(self, path: Path, mode: int) -> None:
         if self._widen:
-            self._modes[self._pin(path).st_ino] = mode
+            self.modes[self._pin(path).st_ino] = mode
 
     def _shown(self, status: os.stat_result) -> int:
-        mode = self._modes.get(status.st_ino)
+        mode = self.modes.get(status.st_ino)
         return status.st_mode if mode is None else stat.S_IFMT(status.st_mode) | mode
 
     def _note_write(self, fd: int) -> None:
         """A write by somebody who is not root clears set-id bits: the mode kept here loses what the real one did."""
         if self._widen:
             status = os.fstat(fd)
-            if status.st_ino in self._modes:
-                self._modes[status.st_ino] &= status.st_mode | 0o1777
+            if status.st_ino in self.modes:
+                self.modes[status.st_ino] &= status.st_mode | 0o1777
 
     def _pin(self, path: Path) -> os.stat_result:
         with self._parent(path) as (fd, name):
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if status.st_ino not in self.pins:
+            if self._pins and status.st_ino not in self.pins:
                 self.pins[status.st_ino] = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=fd)
         return status
 
@@ -399,6 +408,9 @@ class Plain:
         with self._parent(path) as (fd, name):
             self.handles[handle] = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
         self._note_write(self.handles[handle])
+
+    def may_write(self, handle: int) -> bool:
+        return fcntl.fcntl(self.handles[handle], fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
     def close(self, handle: int) -> None:
         os.close(self.handles.pop(handle))
@@ -444,10 +456,12 @@ class Plain:
     def mkfifo(self, path: Path) -> None:
         with self._parent(path) as (fd, name):
             os.mkfifo(name, 0o644, dir_fd=fd)
+        self._note_mode(path, 0o644)
 
     def symlink(self, target: bytes, path: Path) -> None:
         with self._parent(path) as (fd, name):
             os.symlink(target, name, dir_fd=fd)
+        self._note_mode(path, 0o777)
 
     def link(self, old: Path, new: Path) -> None:
         with self._parent(old) as (old_fd, old_name):
