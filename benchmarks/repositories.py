@@ -76,10 +76,12 @@ def first_capture(pair: Pair) -> None:
 
     def ours(_: int) -> float:
         pair.heddle.forget()
+        os.sync()
         return stopwatch(pair.heddle.first_capture)
 
     def theirs(_: int) -> float:
         pair.git.forget()
+        os.sync()
         return stopwatch(pair.git.first_commit)
 
     peer = "git add, commit"
@@ -158,6 +160,7 @@ def _new_name() -> str:
 def _timed_mount(pair: Pair, *options: str) -> Callable[[int], float]:
     def measure(_: int) -> float:
         name = _new_name()
+        os.sync()  # what the last turn left to be written is not this one's to wait for
         seconds = stopwatch(lambda: pair.read_first(pair.heddle.mount(name, *options)))
         pair.heddle.unmount(name)
         return seconds
@@ -168,6 +171,7 @@ def _timed_mount(pair: Pair, *options: str) -> Callable[[int], float]:
 def _timed_worktree(pair: Pair) -> Callable[[int], float]:
     def measure(_: int) -> float:
         name = _new_name()
+        os.sync()
         seconds = stopwatch(lambda: pair.read_first(pair.git.add_worktree(name)))
         pair.git.remove_worktree(name)
         return seconds
