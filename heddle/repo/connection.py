@@ -46,6 +46,7 @@ class Connection:
         self._version = version
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         _connections.add(self)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
@@ -98,9 +99,25 @@ class Connection:
 
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:
-            self._check_header()
-            self._open = self._connect()
+            with _opening:
+                status = self.path.stat() if self.path.exists() else None
+                self._file = (status.st_dev, status.st_ino) if status else None
+                if not self._is_open_elsewhere():
+                    self._check_header()
+                self._open = self._connect()
         return self._open
+
+    def _is_open_elsewhere(self) -> bool:
+        """Say whether another connection of this process has the file open.
+
+        Then it must not be opened but by SQLite: close(2) of any descriptor drops all locks that the process has
+        on a file (fcntl(2)). Another process would take itself for the last user and remove the write-ahead log
+        that the other connection goes on reading and writing.
+        """
+        return any(
+            other is not self and other._open is not None and other._file == self._file
+            for other in list(_connections)
+        )
 
     def _check_header(self) -> None:
         """Refuse what SQLite need not touch: a missing file, another format, a newer version."""
@@ -211,6 +228,7 @@ def _uri_path(path: Path) -> str:
 
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_opening = threading.Lock()
 _held_for_fork: list[Connection] = []
 
 
