@@ -25,6 +25,7 @@ TreeEntries: TypeAlias = "dict[bytes, tuple[int, ObjectID]]"
 GITLINK = 0o160000
 FRAME = 1 << 20  # bytes; the store's own frame size, so that a window is one frame
 _FRAMES_AHEAD = 2
+_COUNTS_KEPT = 10_000  # directories, of 100 bytes each
 _RESERVED = frozenset((b".git", b".heddle"))
 _NO_ENTRIES: TreeEntries = {}
 
@@ -68,6 +69,7 @@ class Lower:
         self._trees: OrderedDict[ObjectID, TreeEntries] = OrderedDict()
         self._tree_room = tree_entries
         self._with_hidden: set[ObjectID] = set()  # hardly any
+        self._subdirectories: dict[ObjectID, int] = {}  # asked for at every change in a directory
         self._blobs: OrderedDict[tuple[ObjectID, int], bytes] = OrderedDict()
         self._blob_room = blob_bytes
         self._lock = threading.Lock()  # reads of large files come from worker threads
@@ -114,7 +116,15 @@ class Lower:
 
     def subdirectories(self, tree: ObjectID | None) -> int:
         """How many directories a directory shows, for its link count."""
-        return sum(is_directory(mode) for mode, _ in self.entries(tree).values())
+        if tree is None:
+            return 0
+        found = self._subdirectories.get(tree)
+        if found is None:
+            if len(self._subdirectories) >= _COUNTS_KEPT:
+                self._subdirectories.clear()
+            found = sum(is_directory(mode) for mode, _ in self.entries(tree).values())
+            self._subdirectories[tree] = found
+        return found
 
     def size(self, blob: ObjectID) -> int:
         """Bytes of a file's content, from the index alone."""

@@ -455,12 +455,14 @@ class View:
         """2 and one for every directory shown. The real count is right unless a lower shows through."""
         if node.lower is None:
             return status.st_nlink
-        names = self.names(node)
+        below = self.lower.subdirectories(node.lower)
+        if below == 0:  # as for most large directories; asked for after every change in them
+            return status.st_nlink
+        entries = self.lower.entries(node.lower)
         hidden = sum(
-            is_directory(mode) and name in names
-            for name, (mode, _) in self.lower.entries(node.lower).items()
+            is_directory(entries[name][0]) for name in self.names(node).keys() & entries.keys()
         )
-        return status.st_nlink + self.lower.subdirectories(node.lower) - hidden
+        return status.st_nlink + below - hidden
 
     def _upper_attrs(self, node: FileNode) -> Attrs:
         status = self._status(node)
