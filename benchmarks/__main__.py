@@ -18,7 +18,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="script/bench",
-        description="Measure heddle against git, Mercurial, bindfs and fuse-overlayfs.",
+        description="Measure heddle against git, Mercurial, bindfs and fuse-overlayfs: in turns, "
+        "the best sample of each.",
     )
     parser.add_argument("--quick", action="store_true", help="small tree only, fewer repetitions")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")

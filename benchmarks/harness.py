@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,8 +29,8 @@ class Row:
         what: the work, in a few words.
         condition: "warm", "cold", or what else has to be said about the run.
         unit: "s" or "bytes".
-        ours: heddle's median.
-        peers: each peer's median, by its name.
+        ours: what heddle took.
+        peers: what each peer took, by its name.
         reaches: for a peer, the largest ratio of ours to theirs that was aimed at.
         limit: the largest value of ``ours`` that was aimed at, for rows without a peer.
         samples: every single measurement, by contender.
@@ -68,10 +67,14 @@ def timed_row(
     condition: str = "warm",
     reaches: Mapping[str, float],
 ) -> Row:
-    """Make a row of medians from the samples of "heddle" and of its peers."""
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    ours = medians.pop("heddle")
-    return Row(section, what, condition, "s", ours, medians, reaches, samples=samples)
+    """Make a row of the best sample of "heddle" and of each of its peers.
+
+    The best, because everything else that a machine does only ever adds to a sample; the other samples are in the
+    JSON.
+    """
+    best = {name: min(values) for name, values in samples.items()}
+    ours = best.pop("heddle")
+    return Row(section, what, condition, "s", ours, best, reaches, samples=samples)
 
 
 class Bench:

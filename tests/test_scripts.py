@@ -126,8 +126,8 @@ def test_demo_tidies_up_when_it_fails(tmp_path: Path) -> None:
 
 
 def test_a_ratio_is_ours_to_theirs() -> None:
-    """A row's ratio is heddle's median over the peer's, and it is met up to its reach."""
-    samples = {"heddle": [3.0, 1.0, 2.0], "git": [4.0, 4.0, 9.0]}
+    """A row's ratio is heddle's best over the peer's best, and it is met up to its reach."""
+    samples = {"heddle": [3.0, 2.0, 9.0], "git": [4.0, 5.0, 8.0]}
 
     row = timed_row("tree", "work", samples, reaches={"git": 0.5})
 
