@@ -160,6 +160,7 @@ class Operations(_Handlers):
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._filling: dict[NodeId, trio.Lock] = {}
+        self._shown_mtimes: dict[NodeId, int] = {}
 
     # --- names -----------------------------------------------------------------------------------
 
@@ -258,6 +259,8 @@ class Operations(_Handlers):
     ) -> pyfuse3.EntryAttributes:
         if fields.update_size:
             await self._fill(node, replaced=attr.st_size == 0)
+        if fields.update_mtime:
+            self._shown_mtimes.pop(node, None)
         update = AttrUpdate(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -393,7 +396,21 @@ class Operations(_Handlers):
 
     @at_once
     def write(self, fh: int, offset: int, data: bytes) -> int:
-        return self.core.write(self._handles[fh].ino, offset, data)
+        ino = self._handles[fh].ino
+        if ino not in self._shown_mtimes:
+            self._shown_mtimes[ino] = self.core.attrs(ino).mtime_ns
+        return self.core.write(ino, offset, data)
+
+    def _show_mtime(self, ino: NodeId) -> None:
+        """Give a written file back the time that the kernel shows.
+
+        With the write-back cache the kernel keeps the modification time, and says it (setattr) only if a write(2)
+        moved it; one that follows another within a tick does not. Our own writing must not move it either.
+        """
+        shown = self._shown_mtimes.pop(ino, None)
+        node = self.core.nodes.get(ino)
+        if shown is not None and isinstance(node, FileNode) and node.fd >= 0:
+            self.core.set_time(node, shown)
 
     async def flush(self, fh: int) -> None:
         # Answered once: the kernel stops asking and still writes dirty pages back on close.
@@ -402,10 +419,15 @@ class Operations(_Handlers):
     @at_once
     def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)
-        self.core.release(handle.ino, write=handle.write)
+        try:
+            if handle.write:
+                self._show_mtime(handle.ino)
+        finally:
+            self.core.release(handle.ino, write=handle.write)
 
     @waiting
     async def fsync(self, fh: int, datasync: bool) -> None:
+        self._show_mtime(self._handles[fh].ino)
         await self._sync(self._handles[fh].ino, datasync)
 
     @waiting

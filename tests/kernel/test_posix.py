@@ -743,3 +743,23 @@ def test_what_is_missing_has_a_way_around(where: Path) -> None:
             assert os.copy_file_range(number, copy.fileno(), 10_000, 0, 0) == 10_000
     assert (where / "copy").read_bytes() == (where / "a.txt").read_bytes()
     assert sorted(os.listdir(where)) == ["a.txt", "copy", "link", "run", "sub"]
+
+
+def test_a_time_that_nobody_set_is_kept_too(
+    repo: api.Repository, where: Path, remount: Remount
+) -> None:
+    """What a file's time is when it was written is its time after a capture and another mount, to the nanosecond."""
+    for number in range(50):
+        (where / f"new{number}").write_text("new" * number)
+    (where / "a.txt").write_text("changed")
+    (where / "sub" / "made").mkdir()
+    paths = ("a.txt", "sub", "sub/made", "sub/b.txt", *(f"new{number}" for number in range(50)))
+
+    def found() -> dict[str, int]:
+        return {name: (where / name).stat().st_mtime_ns for name in paths}
+
+    before = found()
+    capture(repo)
+    assert before == found()
+    where = remount()
+    assert before == found()
