@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from heddle.attribution import Attribution
     from heddle.repo.repository import Repository
 
+
 class Threads:
     """The threads of one repository."""
 

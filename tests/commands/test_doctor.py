@@ -110,6 +110,6 @@ def test_expired_overlays(heddle: Any, captured: Path, tmp_path: Path) -> None:
     parked.rename(parked.with_name(f"{time.time_ns() - KEPT_NS - 10**15}-agent"))
     notes = [it for it in heddle("doctor", "--json").json["checks"] if it["level"] == "note"]
 
-    assert [
-        (it["check"], it["repair"]) for it in notes
-    ] == [("parked", "heddle overlay drop --expired")]
+    assert [(it["check"], it["repair"]) for it in notes] == [
+        ("parked", "heddle overlay drop --expired")
+    ]
