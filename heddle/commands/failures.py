@@ -61,7 +61,9 @@ def guarded(args: Sequence[str], run: Callable[[], int]) -> int:
             return code_asked
         settings.json = settings.json or _json_asked(args)
         settings.verbose = settings.verbose or "HEDDLE_DEBUG" in os.environ
-        return _report(error)
+        code = _report(error)
+        _discard_unwritable_output()
+        return code
 
 
 def _exit_asked(error: Exception) -> int | None:
@@ -77,6 +79,14 @@ def _exit_asked(error: Exception) -> int | None:
 def _json_asked(args: Sequence[str]) -> bool:
     before_paths = list(args)[: list(args).index("--")] if "--" in args else args
     return "--json" in before_paths
+
+
+def _discard_unwritable_output() -> None:
+    """What can't be written now, on a full disk say, the interpreter's last flush can't write either."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
 
 
 def _discard_output() -> None:
