@@ -113,4 +113,4 @@ def _text(mounted: Mounted) -> str:
     if mounted.recovered is None:
         return where
     files, size = mounted.recovered.files, mounted.recovered.bytes
-    return f"{where}\nrecovered {files} unsaved files, {size} bytes"
+    return f"{where}\nrecovered {views.counted(files, 'unsaved file')}, {size} bytes"

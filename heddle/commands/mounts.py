@@ -62,7 +62,7 @@ def _line(mount: MountInfo) -> str:
     if mount.read_only:
         line += " (read-only)"
     if mount.dirty_files:
-        line += f", {mount.dirty_files} unsaved files"
+        line += f", {views.counted(mount.dirty_files, 'unsaved file')}"
     return line
 
 

@@ -34,5 +34,5 @@ def switch(
             "changed_paths": switched.changed_paths,
         },
         f"on thread {printable(switched.thread)} at {views.short(switched.state)}, "
-        f"{switched.changed_paths} paths changed",
+        f"{views.counted(switched.changed_paths, 'path')} changed",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from heddle.commands import output
+from heddle.commands import output, views
 from heddle.commands.options import Message, Verb, argument, complete_thread, new_app
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
@@ -160,8 +160,11 @@ def _text(done: Unmounted) -> str:
     if done.was != "live":
         text += f", which was {done.was}"
     if done.discarded is not None:
-        dropped = f"{done.discarded.files} unsaved files, {done.discarded.bytes} bytes"
+        dropped = (
+            f"{views.counted(done.discarded.files, 'unsaved file')}, {done.discarded.bytes} bytes"
+        )
         return f"{text}\ndropped {dropped}; they are kept in {printable(str(done.kept_in))}"
     if done.dirty is not None and done.dirty.files:
-        return f"{text}\n{done.dirty.files} unsaved files stay in the overlay"
+        left = views.counted(done.dirty.files, "unsaved file")
+        return f"{text}\n{left} kept in the overlay"
     return text

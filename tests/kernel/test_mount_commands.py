@@ -249,7 +249,7 @@ def test_mounts_for_people(cli: Any, tmp_path: Path) -> None:
     done = cli("mount", "agent-1", tmp_path / "place", "--create", "--json").json
     (tmp_path / "place" / "f").write_text("x")
     lines = cli("mounts").stdout.splitlines()
-    assert lines == [f"live  agent-1 {tmp_path / 'place'}, 1 unsaved files"]
+    assert lines == [f"live  agent-1 {tmp_path / 'place'}, 1 unsaved file"]
 
     os.kill(done["pid"], signal.SIGKILL)
     wait_until(lambda: done["pid"] not in sessions_of(tmp_path), "the session to die")
