@@ -355,7 +355,7 @@ async def test_cancellation_is_not_an_error(large: OpenThread) -> None:
 
 
 class Gate:
-    """Holds a copy in its worker thread until it is let through; counts the copies."""
+    """Holds the copy of a large file in its worker thread until it is let through; counts the copies."""
 
     def __init__(self, thread: OpenThread, monkeypatch: pytest.MonkeyPatch) -> None:
         self.copies = 0
@@ -363,11 +363,12 @@ class Gate:
         self._copy = thread.core.copy_bytes_to
         monkeypatch.setattr(thread.core, "copy_bytes_to", self._wait_and_copy)
 
-    def _wait_and_copy(self, *arguments: Any) -> None:
-        self.copies += 1
-        self._reached.set()
-        assert self._open.wait(PATIENCE_S)
-        self._copy(*arguments)
+    def _wait_and_copy(self, blob: bytes, size: int, fd: int) -> None:
+        if size == len(LARGE):
+            self.copies += 1
+            self._reached.set()
+            assert self._open.wait(PATIENCE_S)
+        self._copy(blob, size, fd)
 
     async def reached(self) -> None:
         assert await trio.to_thread.run_sync(self._reached.wait, PATIENCE_S)
