@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from heddle.mount.core import ContentAddressedMount
+from heddle.mount.depth import any_depth
 from heddle.mount.lower import TreeEntries, subtree
 from heddle.mount.nodes import DirNode, Node
 
@@ -24,7 +25,8 @@ def in_the_way(
     core: ContentAddressedMount, old: ObjectID | None, new: ObjectID | None
 ) -> bytes | None:
     """The path of something that is in no state and stands where a new base has something; None when there is none."""
-    blocking = _blocking(core, core.root, old, new)
+    with any_depth():
+        blocking = _blocking(core, core.root, old, new)
     return None if blocking is None else core.path(blocking)
 
 
@@ -36,8 +38,9 @@ def give_way(core: ContentAddressedMount, old: ObjectID | None, new: ObjectID | 
         old: root tree of the present base.
         new: root tree of the one to come.
     """
-    _inherit(core, core.root, old)
-    _let_go(core, core.root, old, new)
+    with any_depth():
+        _inherit(core, core.root, old)
+        _let_go(core, core.root, old, new)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
 from heddle.mount import upper as up
 from heddle.mount.core import ContentAddressedMount
+from heddle.mount.depth import any_depth
 from heddle.mount.lower import GITLINK, TreeEntries
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.repo.capture import NotRecorded
@@ -119,7 +120,8 @@ class Snapshot:
 
     def take(self) -> ObjectID | None:
         """Walk; returns the root's tree id when a writer was given."""
-        result = self._directory(self._core.root, self._core.root.lower, self._base, b"")
+        with any_depth():
+            result = self._directory(self._core.root, self._core.root.lower, self._base, b"")
         self.changes.sort(key=lambda change: change.path)
         if self._writer is not None and result.tree is None:
             return self._writer.add_tree([])

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from heddle.errors import NothingToCapture
+from heddle.mount.shell import ROOT
 from heddle.mount.upper import RENAME_EXCHANGE
 from mount.base import OpenThread
 from mount.places import Path, View
@@ -164,3 +165,20 @@ def test_capture_of_a_path_below_an_ignored_directory(thread: OpenThread, view: 
 def tree_at(thread: OpenThread, path: bytes) -> bytes:
     """The id of a directory in the thread's state."""
     return thread.repo.lookup_path(thread.repo.threads.get("agent").state, path)[1]
+
+
+def test_depth_is_no_limit(thread: OpenThread, view: View) -> None:
+    """A file 2,000 directories down is seen, captured, and there at the next mount."""
+    attrs = thread.core.attrs(ROOT)
+    for _ in range(2_000):
+        attrs = view.hold(thread.core.make_dir(attrs.ino, b"d", 0o755, view.caller))
+    made = thread.core.create_file(attrs.ino, b"f", 0o644, view.caller)
+    thread.core.write(made.ino, 0, b"deep")
+    thread.core.release(made.ino, write=True)
+    path = b"d/" * 2_000 + b"f"
+
+    assert thread.status() == {path: "added"}
+    thread.capture()
+    thread.reopen()
+    assert stored(thread, path) == b"deep"
+    assert thread.status() == {}
