@@ -112,18 +112,20 @@ class Attributes(Files):
 
     def _chmod(self, node: FileNode, shown: int) -> None:
         upper = self._require_writable()
-        real = upper.real_mode(shown)
+        is_file = stat.S_ISREG(node.mode)
+        real = upper.real_mode(shown) if is_file else shown
         if node.fd >= 0:
             os.fchmod(node.fd, real)
         else:
             directory, name = self._at(node)
             os.chmod(name, real, dir_fd=directory)
         marks = node.marks
-        if real != shown or (marks is not None and marks.mode is not None):
+        # An ordinary user's session loses the real file's set-id bits when it fills in a captured file's bytes.
+        is_kept = real != shown or (is_file and upper.widen and shown & 0o6000 != 0)
+        if is_kept or (marks is not None and marks.mode is not None):
             node.marks = marks = marks or Marks()
-            marks.mode = shown if real != shown else None
-            if stat.S_ISREG(node.mode):
-                self._write_marks(node)
+            marks.mode = shown if is_kept else None
+            self._write_marks(node)
         node.cleared = False
 
     def _set_file_times(self, node: FileNode, update: AttrUpdate) -> None:

@@ -134,14 +134,17 @@ class Files(View):
 
     def _drop_set_id(self, node: FileNode) -> None:
         """A write by somebody who is not root clears set-id bits, as write(2) does below any file system."""
-        mode = os.fstat(node.fd).st_mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        marks = node.marks
+        shown = stat.S_IMODE(os.fstat(node.fd).st_mode)
+        if marks is not None and marks.mode is not None:
+            shown = marks.mode
+        kept = shown & ~stat.S_ISUID
+        if shown & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
-        if kept != mode:
-            os.fchmod(node.fd, stat.S_IMODE(kept))
-            if node.marks is not None and node.marks.mode is not None:
-                node.marks.mode &= kept
+        if kept != shown:
+            os.fchmod(node.fd, self._require_writable().real_mode(kept))
+            if marks is not None and marks.mode is not None:
+                marks.mode = kept
                 self._write_marks(node)
         node.cleared = True
 

@@ -26,7 +26,7 @@ from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.snapshot import (
     Snapshot,
     Unknown,
-    find,
+    found,
     hash_blob,
     read_whole,
     settle,
@@ -221,10 +221,10 @@ class Overlay:
         Raises:
             KeyError: the view has no such file.
         """
-        node = find(self.core, path)
-        if not isinstance(node, FileNode):
-            raise KeyError(path)
-        return read_whole(self.core, node)
+        with found(self.core, path) as node:
+            if not isinstance(node, FileNode):
+                raise KeyError(path)
+            return read_whole(self.core, node)
 
     def writers(self) -> list[bytes]:
         """Paths of files that are open for writing: the kernel may hold bytes of them."""
@@ -446,10 +446,10 @@ class Overlay:
     def _give_new_times(self, moved: list[Change]) -> None:
         """Files that others changed are newer than what was built from them here."""
         for change in moved[:_NEW_TIME_LIMIT]:
-            node = find(self.core, change.path) if change.new_mode is not None else None
-            if isinstance(node, FileNode) and node.blob is not None and node.parent is not None:
-                self.core.copy_up(node)
-                self.core.set_time(node, time.time_ns())
+            with found(self.core, change.path) as node:
+                if isinstance(node, FileNode) and node.blob is not None and node.parent is not None:
+                    self.core.copy_up(node)
+                    self.core.set_time(node, time.time_ns())
 
 
 def _make_core(

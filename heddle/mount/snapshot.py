@@ -11,13 +11,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
 from heddle.mount import upper as up
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.depth import any_depth
 from heddle.mount.lower import GITLINK, TreeEntries
-from heddle.mount.nodes import DirNode, FileNode
+from heddle.mount.nodes import DirNode, FileNode, Node
 from heddle.repo.capture import NotRecorded
 from heddle.repo.changes import Change, change_between, normalised, within
 from heddle.repo.ignore import IgnoreRules, always_ignored
@@ -402,14 +403,10 @@ class Snapshot:
 
     def _read_rules(self, path: bytes) -> bytes | None:
         """The content of an ignore file as the view shows it."""
-        parent, _, name = path.rpartition(b"/")
-        directory = find(self._core, parent)
-        if not isinstance(directory, DirNode):
-            return None
-        node = self._core.child(directory, name)
-        if not isinstance(node, FileNode) or not stat.S_ISREG(self._core.attrs_of(node).mode):
-            return None
-        return read_whole(self._core, node)
+        with found(self._core, path) as node:
+            if not isinstance(node, FileNode) or not stat.S_ISREG(self._core.attrs_of(node).mode):
+                return None
+            return read_whole(self._core, node)
 
 
 _KINDS = {
@@ -444,16 +441,18 @@ def _pieces(fd: int) -> Iterator[bytes]:
         yield piece
 
 
-def find(core: ContentAddressedMount, path: bytes) -> DirNode | FileNode | None:
-    """The node of a path from the root; None when the view has none."""
-    node: DirNode | FileNode | None = core.root
-    for name in path.split(b"/") if path else ():
-        if not isinstance(node, DirNode):
-            return None
-        child = core.child(node, name)
-        assert child is None or isinstance(child, DirNode | FileNode)
-        node = child
-    return node
+@contextmanager
+def found(core: ContentAddressedMount, path: bytes) -> Iterator[Node | None]:
+    """The node of a path from the root, None when the view has none; let go when the block ends."""
+    node: Node | None = core.root
+    last: Node = core.root
+    for name in path.split(b"/"):
+        node = core.child(node, name) if isinstance(node, DirNode) else None
+        last = node or last
+    try:
+        yield node
+    finally:
+        core.drop_if_unused(last)
 
 
 def read_whole(core: ContentAddressedMount, node: FileNode) -> bytes:
