@@ -555,7 +555,9 @@ class Watcher:
 
     def read(self) -> set[tuple[str, str]]:
         """Everything seen so far."""
-        while select.select([self.fd], [], [], 0)[0]:
+        ready = select.poll()  # select(2) takes no descriptor above 1,023
+        ready.register(self.fd, select.POLLIN)
+        while ready.poll(0):
             data = os.read(self.fd, 65536)
             while data:
                 _watch, mask, _cookie, length = struct.unpack_from("iIII", data)
