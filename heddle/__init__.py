@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it; typing itself would cost every supervisor 1 MB
 
 if TYPE_CHECKING:
     from heddle.api import Repository, init, mounted, open

@@ -15,19 +15,28 @@ what to do next. How a thing is done is the layers' below.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from heddle.errors import DataError, HeddleError, NotARepository, NothingToCapture, NotMounted
-from heddle.mount import ending, lifecycle, mountinfo, unsaved
+from heddle.errors import (
+    DataError,
+    HeddleError,
+    NotARepository,
+    NothingToCapture,
+    NotMounted,
+    UnsavedChanges,
+    UsageError,
+)
+from heddle.mount import ending, lifecycle, mountinfo, registry, unsaved
 from heddle.mount.ending import Unmounted
 from heddle.mount.lifecycle import Mounted, MountInfo, MountOptions
 from heddle.mount.process import Holder
-from heddle.mount.registry import Session
+from heddle.mount.registry import Session, SessionRecord
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.repo import repository
 
@@ -35,14 +44,22 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Attribution
+    from heddle.git.fetching import Pulled
+    from heddle.mount.materialize import Written
     from heddle.mount.parked import Park
+    from heddle.mount.sources import Source
+    from heddle.repo.aside import Repair
     from heddle.repo.capture import Captured
     from heddle.repo.changes import Change
     from heddle.repo.diff import FileDiff
+    from heddle.repo.fsck import Report
+    from heddle.repo.gc import Collected
     from heddle.repo.switch import Switched
 
 __all__ = [
     "Failed",
+    "GarbageCollected",
+    "Materialized",
     "MountInfo",
     "Mounted",
     "Repository",
@@ -57,6 +74,8 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
+MANY_PACKS = 50
+"""From so many packs on ``status`` suggests to collect them."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_PROBLEMS: Mapping[str, HeddleError] = MappingProxyType({})
 
@@ -72,6 +91,8 @@ class Status(NamedTuple):
         changes: what is unsaved, without what is ignored.
         ignored_count: how many entries are ignored; an ignored directory counts once.
         mounts_stale: mounts of this repository that died or hang.
+        git_branch: in a mount, the branch that git is on there, if not the thread's own.
+        many_packs: whether there are so many packs, or so many versions in one, that ``collect`` would help.
     """
 
     repository: Path
@@ -81,6 +102,36 @@ class Status(NamedTuple):
     changes: Sequence[Change]
     ignored_count: int
     mounts_stale: Sequence[MountInfo]
+    many_packs: bool = False
+    git_branch: str | None = None
+
+
+class Materialized(NamedTuple):
+    """Real files that were made of a state or of an overlay.
+
+    Attributes:
+        state: the state; of an overlay, the one that it is relative to; None is the empty tree.
+        thread: the thread whose overlay it was; None for a state.
+        destination: the directory, absolute.
+        written: what was written, and what could not be.
+    """
+
+    state: ObjectID | None
+    thread: str | None
+    destination: Path
+    written: Written
+
+
+class GarbageCollected(NamedTuple):
+    """What ``collect`` did.
+
+    Attributes:
+        objects: what became of packs and objects.
+        parked_dropped: how many parked overlays went.
+    """
+
+    objects: Collected
+    parked_dropped: int
 
 
 class Failed(NamedTuple):
@@ -130,11 +181,36 @@ class Repository(repository.Repository):
         git_problems: by thread, why it and its branch in git were not in step at the last look.
     """
 
+    provider = "heddle.git.promisor:Promisor"
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.mountpoint: Path | None = None
         self.git_problems: Mapping[str, HeddleError] = _NO_PROBLEMS
         self.shown: str | None = None
+        self._asked: set[str] = set()  # threads whose mounts were named
+
+    @classmethod
+    def init(
+        cls,
+        path: Path,
+        *,
+        object_format: str | None = None,
+        environment: Mapping[str, str] = _NOTHING,
+    ) -> Self:
+        """Make a repository in a directory, or open the one that is there.
+
+        Raises:
+            DataError: the directory is in a mount: every command there is about what is mounted.
+            CannotCreate, DataError, UsageError: as ``heddle.repo.repository.Repository.init``.
+        """
+        location = mountinfo.locate(path.absolute())
+        if location is not None:
+            raise DataError(
+                f"{path.absolute()} is in the mount of '{location.thread}' of {location.repository}",
+                hint="heddle init in a directory outside",
+            )
+        return super().init(path, object_format=object_format, environment=environment)
 
     @property
     def runtime(self) -> RuntimeDirectory:
@@ -181,12 +257,18 @@ class Repository(repository.Repository):
 
         Nothing is raised: what could not be done is in ``git_problems``.
         """
-        if not (self.path / ".git").exists():
+        if not (self.path / ".git").exists() and self.git is None:
             return
         from heddle.git import branches
 
         try:
-            step = branches.follow(self)
+            step = branches.follow(self, adopt=self._adopt)
+            told = {*step.followed, *step.behind} - step.adopted
+            showing = [self._tell_mount(thread) for thread in sorted(told)]
+            if any(showing):
+                step = branches.follow(
+                    self, adopt=self._adopt
+                )  # git's side of what those mounts show
         except HeddleError as error:
             self.git_problems = {"": error}
             return
@@ -194,25 +276,72 @@ class Repository(repository.Repository):
             self.git_problems = {"": DataError(f"git's {error.filename}: {error.strerror}")}
             return
         self.git_problems = step.problems
-        for thread in step.followed:
-            self._tell_mount(thread)
+
+    def _adopt(
+        self, thread: str, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None
+    ) -> None:
+        """Git in a thread's mount went to a state: what is unsaved is relative to that from now on."""
+        unsaved.adopt(self, thread, state, self.runtime, moved_from=moved_from)
+
+    def _other_branch(self) -> str | None:
+        if self.mountpoint is None or self.git is None:
+            return None
+        from heddle.git import worktrees
+
+        return worktrees.other_branch(self, self.current_thread)
 
     def _require_in_step(self, thread: str) -> None:
         """Refuse to capture on a thread that has diverged from its branch, or in the middle of git's own work."""
         if self.git is None:
             return
-        from heddle.git import branches, refs
+        from heddle.git import branches, worktrees
+        from heddle.repo import linked
 
         self.follow_git()
         problem = self.git_problems.get(thread)
         if isinstance(problem, branches.Diverged):
             raise problem
-        doing = refs.unfinished(self.git)
-        if doing is not None and self._is_working_directory(thread):
+        doing = linked.unfinished(self.git)
+        detached = doing in linked.DETACHING  # what is captured then is a thread's of its own
+        if doing and not detached and self._is_working_directory(thread):
             raise DataError(
                 f"git is in the middle of a {doing} here",
                 hint=f"git {doing} --continue, or --abort",
             )
+        worktrees.require_capturable(self, thread)
+
+    def pull(
+        self,
+        remote: str = "origin",
+        thread: str | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Fetch, and move a thread forward; the working directory, or a live mount of it, goes along.
+
+        Args:
+            remote: from where.
+            thread: None: the one that we are on.
+            progress: called with what the server counts, and the total.
+
+        Raises:
+            HeddleError: as ``heddle.git.fetching.pull``; the thread was not moved.
+        """
+        from heddle.git import fetching
+
+        pulled = fetching.pull(self, remote, thread, show=self._require_shown, progress=progress)
+        self.follow_git()
+        return pulled
+
+    def _require_shown(self, thread: str) -> None:
+        try:
+            if not unsaved.follow(self, thread, self.runtime) and self.has_unsaved(thread):
+                raise DataError("its mount is not live")
+        except DataError as error:
+            raise UnsavedChanges(
+                f"the mount of thread '{thread}' has changes that no state holds",
+                hint=f"heddle capture --thread {thread}, or put them aside: heddle unmount {thread} --discard",
+            ) from error
 
     def status(self) -> Status:
         """What changed here since the last capture, and which mounts need attention.
@@ -231,6 +360,9 @@ class Repository(repository.Repository):
             changes=changes,
             ignored_count=ignored,
             mounts_stale=stale,
+            many_packs=self.store.packs_directory.count() >= MANY_PACKS
+            or self.store.packs_directory.holds_versions(),
+            git_branch=self._other_branch(),
         )
 
     def capture(
@@ -264,6 +396,7 @@ class Repository(repository.Repository):
         if thread is None and self.mountpoint is not None:
             thread = self._writable_thread()
         if thread is not None:
+            self._asked.add(thread)
             self.threads.get(thread)
         self._require_in_step(self.head if thread is None else thread)
         if thread is None or self._is_working_directory(thread):
@@ -318,6 +451,7 @@ class Repository(repository.Repository):
     ) -> Captured:
         from heddle.repo.capture import capture_worktree
 
+        self.require_worktree()
         captured = capture_worktree(
             self,
             message=message,
@@ -342,15 +476,18 @@ class Repository(repository.Repository):
         with unsaved.unsaved(self, thread, self.runtime) as mine:
             return bool(mine.status()[0])
 
-    def _tell_mount(self, thread: str) -> None:
+    def _tell_mount(self, thread: str) -> bool:
         """A thread was moved from the working directory: a live mount of it follows if it can.
 
         One with unsaved changes of its own stays where it is; its next capture says what to do.
+
+        Returns:
+            Whether a mount shows the new state.
         """
         try:
-            unsaved.follow(self, thread, self.runtime)
+            return unsaved.follow(self, thread, self.runtime)
         except HeddleError:
-            pass
+            return False
 
     def diff(
         self, a: str | None = None, b: str | None = None, *, paths: Sequence[bytes] = ()
@@ -387,6 +524,7 @@ class Repository(repository.Repository):
 
         before = None if a is None else self.state(a).tree
         changes = tree_changes(self.store, before, self.state(b).tree, paths=paths, renames=False)
+        self._fetch_contents(changes)
         return diff_changes(
             changes, self._read_old, self._read_stored, object_format=self.object_format
         )
@@ -402,6 +540,7 @@ class Repository(repository.Repository):
                 changes = _composed(tree_changes(self.store, *trees, renames=False), changes)
             inside = normalised(paths)
             wanted = [change for change in changes if within(change.path, inside)]
+            self._fetch_contents(wanted)
 
             def read(change: Change) -> bytes:
                 stored = change.new_id is not None and change.new_id in self.store
@@ -409,10 +548,16 @@ class Repository(repository.Repository):
 
             yield from diff_changes(wanted, self._read_old, read, object_format=self.object_format)
 
+    def _fetch_contents(self, changes: Iterable[Change]) -> None:
+        """Have here what a comparison is going to read: of a lazy clone, in one request."""
+        self.store.fetch(id for each in changes for id in (each.old_id, each.new_id) if id)
+
     @contextmanager
     def _here(self) -> Iterator[_Here]:
         """What is unsaved in the place that we are in."""
-        if self.mountpoint is None:
+        if self.mountpoint is None and self.git is not None and self.git.bare:
+            yield _Here(self.worktree_base(), (), 0, self._read_file)
+        elif self.mountpoint is None:
             from heddle.repo import worktree
 
             found = worktree.status(self)
@@ -455,13 +600,146 @@ class Repository(repository.Repository):
         if self.mountpoint is not None:
             raise DataError(
                 f"{self.mountpoint} is the mount of thread '{self.current_thread}' and stays with it",
-                hint=f"heddle mount {name}, or run it in {self.path}",
+                hint=f"heddle mount {name}{' --create' if create else ''}, or run it in {self.path}",
             )
-        from heddle.repo import switch
+        self.require_worktree()
+        from heddle.repo import linked, switch
 
+        if self.git is not None and not create:
+            holder = linked.holders(self.git).get(linked.HEADS + name.encode(), self.git.checkout)
+            if holder != self.git.checkout:
+                raise DataError(
+                    f"git's branch '{name}' is checked out in {holder}",
+                    hint=f"heddle unmount {name}, or work there",
+                )
         done = switch.switch(self, name, create=create)
         self.follow_git()
         return done
+
+    def collect(
+        self,
+        *,
+        before_ns: int | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> GarbageCollected:
+        """Make what is stored small: merge packs, store versions against each other, drop what nothing needs.
+
+        Parked overlays that have been kept long enough are dropped first.
+
+        Args:
+            before_ns: drop only objects that were stored before then, in ns since the epoch; None: 14 days ago.
+            dry_run: change nothing, only say what would be dropped.
+            progress: called with what is done and the total.
+
+        Raises:
+            Busy, CorruptObject, ObjectMissing, StorageError: as ``heddle.repo.gc.collect``.
+        """
+        from heddle.git import receiving
+        from heddle.mount.marked import marked_ids
+        from heddle.repo import gc
+
+        park = self.park
+        expired = park.expired()
+        if not dry_run:
+            park.drop(expired)
+        found = gc.collect(
+            self,
+            before_ns=before_ns,
+            dry_run=dry_run,
+            marked=lambda: marked_ids(self.heddle_dir / "overlays"),
+            progress=progress,
+        )
+        if not dry_run:
+            receiving.forget_old(self, time.time_ns() - gc.KEPT_NS)
+        return GarbageCollected(found, len(expired))
+
+    def materialize(
+        self,
+        destination: str | os.PathLike[str],
+        spec: str | None = None,
+        *,
+        thread: str | None = None,
+        paths: Sequence[bytes] = (),
+        on_conflict: str = "fail",
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Materialized:
+        """Write a state, or an overlay as its mount shows it, into a directory as ordinary files.
+
+        Args:
+            destination: the directory; made if it is missing.
+            spec: the state; None: what the mount that we are in shows, or ``HEAD``.
+            thread: this thread's overlay instead, with what is unsaved in it.
+            paths, on_conflict, jobs, progress: as for ``heddle.mount.materialize.materialize``.
+
+        Raises:
+            UsageError: both a state and a thread.
+            DataError: the destination lies in ``.heddle`` or in the mount.
+            StateNotFound, AmbiguousSpec, ThreadNotFound, Busy: as they say.
+            HeddleError: as ``heddle.mount.materialize.materialize``.
+        """
+        from heddle.mount.materialize import materialize
+
+        if spec is not None and thread is not None:
+            raise UsageError("either a state or a thread's overlay, not both")
+        if spec is None and thread is None and self.mountpoint is not None and self.shown is None:
+            thread = self.current_thread
+        target = Path(os.fspath(destination)).resolve()
+        self._require_outside(target)
+        with self._view(spec, thread) as (state, source):
+            written = materialize(
+                source,
+                target,
+                paths=paths,
+                on_conflict=on_conflict,
+                jobs=jobs,
+                progress=progress,
+            )
+        return Materialized(state, thread, target, written)
+
+    def _require_outside(self, target: Path) -> None:
+        """Refuse to write where it would be read, or where only we may write."""
+        location = mountinfo.locate(target)
+        if ".heddle" in target.parts or (location is not None and location.repository == self.path):
+            what = "a .heddle" if location is None else f"the mount {location.mountpoint}"
+            raise DataError(f"{target} is inside {what}", hint="choose a directory outside")
+
+    @contextmanager
+    def _view(
+        self, spec: str | None, thread: str | None
+    ) -> Iterator[tuple[ObjectID | None, Source]]:
+        """What to materialize, and the state that it is or is relative to."""
+        if thread is not None:
+            with unsaved.view(self, thread, self.runtime) as source:
+                yield self.overlay_base(thread) or self.threads.get(thread).state, source
+            return
+        if spec is None and self.shown is not None and self.mountpoint is not None:
+            state = unsaved.shown_state(self.mountpoint, self.runtime)
+        else:
+            state = self.resolve(spec or "HEAD")
+        with unsaved.state_view(self, spec or "HEAD", state) as source:
+            yield state, source
+
+    # whole or not
+
+    def fsck(self, *, full: bool = False, progress: Progress | None = None) -> Report:
+        """Verify objects, database and overlays, inside and out; see ``mount.repair.check``."""
+        from heddle.mount import repair
+
+        return repair.check(self, full=full, progress=progress)
+
+    def repair(
+        self, *, dry_run: bool = False, full: bool = False, progress: Progress | None = None
+    ) -> tuple[Repair, Report]:
+        """Mend what can be mended, set the rest aside, and check again; see ``mount.repair.repair``.
+
+        Raises:
+            Busy: the database has to be made anew, and sessions use it.
+        """
+        from heddle.mount import repair
+
+        return repair.repair(self, self.runtime, dry_run=dry_run, full=full, progress=progress)
 
     # the park
 
@@ -518,11 +796,61 @@ class Repository(repository.Repository):
             foreground=foreground,
         )
         where = None if mountpoint is None else Path(os.fspath(mountpoint))
+        if self.git is not None:
+            return self._mount_on_git(spec, where, options)
         return lifecycle.mount(self, spec, where, options, self.runtime)
+
+    def _mount_on_git(self, spec: str, where: Path | None, options: MountOptions) -> Mounted:
+        """Mount, with git at hand: it has the objects before the mount names them, and the branch before we return."""
+        from heddle.git import branches
+        from heddle.git.pack import packs_kept
+
+        shown = options.foreground
+
+        def show(mounted: Mounted) -> None:
+            with suppress(HeddleError):
+                branches.follow(
+                    self
+                )  # the session is this process, so no mount is asked to do anything
+            assert shown is not None
+            shown(mounted)
+
+        if shown is not None:
+            options = options._replace(foreground=show)
+        state = self._state_to_mount(spec, options)
+        with packs_kept() if shown is None else nullcontext():  # a mount in the foreground lasts
+            if state is not None:
+                branches.hand_over(self, [state])
+            done = lifecycle.mount(self, spec, where, options, self.runtime)
+            if shown is None and not done.read_only:
+                self.follow_git()
+        return done
+
+    def _state_to_mount(self, spec: str, options: MountOptions) -> ObjectID | None:
+        """The state that a mount will be relative to, as far as it exists; what is wrong is said when it is mounted."""
+        if options.read_only:
+            return self.resolve(spec)
+        if spec not in self.threads:
+            if options.start is not None:
+                return self.resolve(options.start) if options.create else None
+            return self.threads.get(self.current_thread).state
+        if self.database.has_overlay(spec):
+            return self.overlay_base(spec)
+        return self.threads.get(spec).state
 
     def mounts(self) -> list[MountInfo]:
         """Every session of this repository, as the kernel and the processes say. Never blocks on a mount."""
         return lifecycle.mounts(self.runtime, self)
+
+    def given_up(self) -> list[SessionRecord]:
+        """The mounts that we are in or have captured, and that crashed so often that nobody starts them again."""
+        if self.mountpoint is None and not self._asked:
+            return []
+        return [
+            record
+            for record in registry.given_up(self.runtime, self.path)
+            if record.mountpoint == self.mountpoint or record.thread in self._asked
+        ]
 
     def unmount(
         self,
@@ -555,6 +883,11 @@ class Repository(repository.Repository):
             HeddleError: one could not be ended, or not be captured first.
         """
         sessions = _selected(self.runtime, self, target, stale)
+        if self.git is not None and not discard:
+            from heddle.git import branches
+
+            with suppress(HeddleError):
+                branches.keep_staged(self, {each.thread for each in sessions if each.thread})
         done = _end(sessions, self.runtime, self, _Ending(stale, capture, discard, force))
         if not keep_going:
             done.raise_failed()
@@ -565,22 +898,30 @@ class Repository(repository.Repository):
 
 
 def open(
-    path: str | os.PathLike[str] = ".", *, environment: Mapping[str, str] | None = None
+    path: str | os.PathLike[str] = ".",
+    *,
+    environment: Mapping[str, str] | None = None,
+    damaged: bool = False,
 ) -> Repository:
     """Open the repository that a path lies in; inside a mount, the mounted thread of its repository.
 
     Args:
         path: any path in the working directory or in a mount; the mount may be dead.
         environment: where the user's settings and the attribution of captures come from; None: this process's.
+        damaged: to check or repair it: look at nothing in it yet, its database may be missing.
 
     Raises:
         NotARepository: the path lies in none.
     """
     start = Path(os.fspath(path))
     location = mountinfo.locate(start)
-    repo = Repository.discover(start) if location is None else _open_mounted(location)
+    if damaged:
+        repo = Repository.discover_damaged(start if location is None else location.repository)
+    else:
+        repo = Repository.discover(start) if location is None else _open_mounted(location)
     repo.environment = os.environ if environment is None else environment
-    repo.follow_git()
+    if not damaged:
+        repo.follow_git()
     return repo
 
 
@@ -616,9 +957,11 @@ def init(
     Raises:
         CannotCreate, DataError, UsageError: as ``heddle.repo.repository.Repository.init``.
     """
-    repo = Repository.init(Path(os.fspath(path)), object_format=object_format)
-    repo.environment = os.environ if environment is None else environment
-    return repo
+    return Repository.init(
+        Path(os.fspath(path)),
+        object_format=object_format,
+        environment=os.environ if environment is None else environment,
+    )
 
 
 @contextmanager
@@ -667,6 +1010,13 @@ def mounts(*, environment: Mapping[str, str] | None = None) -> list[MountInfo]:
     return lifecycle.mounts(_runtime(environment))
 
 
+def mounts_around(
+    path: str | os.PathLike[str], *, environment: Mapping[str, str] | None = None
+) -> list[MountInfo]:
+    """The sessions of the repository that a path lies in, without opening it: its disk may not answer."""
+    return lifecycle.mounts_around(_runtime(environment), Path(os.fspath(path)).absolute())
+
+
 def unmount(
     target: str | os.PathLike[str] | None = None,
     *,
@@ -680,12 +1030,14 @@ def unmount(
     """End sessions of this user, whatever their repository; as ``Repository.unmount``.
 
     Args:
-        target: a path at or in a mount; None: all.
+        target: a path at or in a mount; None: all of this runtime directory, and what is stale wherever it was.
         stale, capture, discard, force, keep_going: as there.
         environment: as for ``open``.
     """
     runtime = _runtime(environment)
     sessions = _selected(runtime, None, target, stale)
+    if target is None and not stale:  # those that live are ended where they were begun from
+        sessions = [each for each in sessions if each.record is not None]
     done = _end(sessions, runtime, None, _Ending(stale, capture, discard, force, environment))
     if not keep_going:
         done.raise_failed()

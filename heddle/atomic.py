@@ -6,6 +6,7 @@ that the order is written down once. Content and names are the caller's.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,20 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write bytes at an offset, all of them: a disk with little room left takes some and says no error (pwrite(2)).
+
+    Raises:
+        OSError: from the file system below; some of them may be written.
+    """
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(fd, left, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left, offset = left[written:], offset + written
 
 
 @contextmanager

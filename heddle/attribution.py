@@ -134,6 +134,18 @@ def resolve(
     return Attribution(Principal(name, email), _agent(sources), MappingProxyType(sources))
 
 
+def agent_of(environment: Mapping[str, str], mount_defaults: Mapping[str, str]) -> Agent | None:
+    """Which model a program works for, as its environment says or else the defaults of its mount.
+
+    Returns:
+        None when neither says, or says what can't be recorded.
+    """
+    try:
+        return _agent(find(environment=environment, mount_defaults=mount_defaults))
+    except HeddleError:
+        return None
+
+
 def find(
     *,
     flags: Mapping[str, str | None] = _NOTHING,

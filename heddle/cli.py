@@ -26,15 +26,18 @@ VERBS = (
     "log",
     "show",
     "diff",
+    "materialize",
     "whoami",
     "clone",
     "fetch",
     "pull",
     "push",
+    "prefetch",
     "remote",
     "git",
     "config",
     "fsck",
+    "gc",
     "doctor",
     "version",
 )
@@ -46,9 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; by default those of this process.
     """
-    from heddle.commands import failures
+    try:
+        from heddle.commands import failures
+    except KeyboardInterrupt:  # nothing is there yet that could say so
+        return 130
 
     if argv is None:
+        _speak_utf8()
         _fill_closed_streams()
         _expect_a_short_life()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -81,6 +88,12 @@ def _will_mount(args: list[str]) -> bool:
         elif not word.startswith("-"):
             return word == "mount" and not {"-h", "--help", "--foreground"} & set(args)
     return False
+
+
+def _speak_utf8() -> None:
+    """Begin again where the locale has names of files in another encoding: sessions, records and git have UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys.orig_argv[:3]:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _fill_closed_streams() -> None:

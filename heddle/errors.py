@@ -216,7 +216,19 @@ class NoPrincipal(ConfigError):
     kind = "no_principal"
 
 
-class RepositoryTooNew(ConfigError):
+class OtherFormat(ConfigError):
+    """Another heddle than this one wrote the repository; nothing is wrong with it."""
+
+    kind = "other_format"
+
+
+class RepositoryTooOld(OtherFormat):
+    """An earlier heddle wrote this repository."""
+
+    kind = "repository_too_old"
+
+
+class RepositoryTooNew(OtherFormat):
     """A newer heddle wrote this repository."""
 
     kind = "repository_too_new"

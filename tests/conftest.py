@@ -7,6 +7,7 @@ and fails the test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import sessions_of
+from world import processes_of
 
 import heddle
 from heddle import api
@@ -69,7 +70,7 @@ def nothing_left(request: pytest.FixtureRequest, isolated: None) -> Iterator[Non
     tmp_path: Path = request.getfixturevalue("tmp_path")
     yield
     left = [f"a mount at {path}" for path in _unmount_below(tmp_path)]
-    left += [f"session {pid}" for pid in _end_sessions(tmp_path)]
+    left += _end_processes(tmp_path)
     if left:
         pytest.fail(f"left behind: {', '.join(left)}")
 
@@ -85,17 +86,24 @@ def _unmount_below(directory: Path) -> list[Path]:
     return found
 
 
-def _end_sessions(directory: Path) -> list[int]:
-    """Sessions of the test that still run after they had time to end by themselves."""
+def _end_processes(directory: Path) -> list[str]:
+    """Sessions and supervisors of the test that still run after they had time to end by themselves."""
     deadline = time.monotonic() + 5
-    while (left := sessions_of(directory)) and time.monotonic() < deadline:
+    while (left := processes_of(directory)) and time.monotonic() < deadline:
         time.sleep(0.01)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    return left
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [f"{name} {pid}" for pid, name in left.items()]
 
 
 # things to work with
+
+
+@pytest.fixture
+def no_restarts(tmp_path: Path, isolated: None) -> None:
+    """What crashes stays down, whatever its repository: for tests about what a crash leaves."""
+    (tmp_path / "home" / "heddle.toml").write_text("[mount]\nrestarts = 0\n")
 
 
 @pytest.fixture

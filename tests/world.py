@@ -21,18 +21,27 @@ def wait_until(condition: Callable[[], bool], what: str = "a condition") -> None
         time.sleep(0.005)
 
 
-def sessions_of(directory: Path) -> list[int]:
-    """The session processes whose runtime directory is below a directory."""
+def processes_of(directory: Path) -> dict[int, str]:
+    """The sessions and supervisors whose runtime directory is below a directory: pid and name."""
     ours = b"XDG_RUNTIME_DIR=" + os.fsencode(directory) + b"/"
-    found = []
+    found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-            mine = b"heddle.mount.session" in command and ours in (entry / "environ").read_bytes()
+            if b"heddle.mount.supervisor" in command and ours in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
         except OSError:
             continue
-        if mine:
-            found.append(int(entry.name))
     return found
+
+
+def sessions_of(directory: Path) -> list[int]:
+    """The session processes whose runtime directory is below a directory."""
+    return [pid for pid, name in processes_of(directory).items() if name != "heddle-supervis"]
+
+
+def supervisors_of(directory: Path) -> list[int]:
+    """The supervisors of those sessions."""
+    return [pid for pid, name in processes_of(directory).items() if name == "heddle-supervis"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +13,9 @@ from heddle.commands.options import Verb, new_app
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
 from heddle.errors import NotARepository
+
+if TYPE_CHECKING:
+    from heddle.mount.doctor import Finding
 
 app = new_app()
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "red"}
@@ -23,16 +27,7 @@ def doctor() -> None:
 
     Each finding comes with the command that mends it. The exit code is 1 if anything is wrong.
     """
-    from heddle import api
-    from heddle.mount.doctor import examine
-
-    try:
-        repo = api.open(Path.cwd())
-    except NotARepository:
-        repo = None
-    findings = examine(repo, os.environ)
-    if repo is not None:
-        repo.close()
+    where, findings = _examined(Path.cwd())
     wrong = [each for each in findings if each.level == "wrong"]
     if settings.json:
         records = [
@@ -44,7 +39,6 @@ def doctor() -> None:
             }
             for each in findings
         ]
-        where = None if repo is None else str(repo.path)
         output.emit({"ok": not wrong, "repository": where, "checks": records})
     else:
         for each in findings:
@@ -54,3 +48,23 @@ def doctor() -> None:
                 output.say(f"      mend: {printable(each.repair)}")
     if wrong:
         raise typer.Exit(1)
+
+
+def _examined(here: Path) -> tuple[str | None, list[Finding]]:
+    """The repository that we are in, if any, and what was found."""
+    from heddle.mount.disk import DiskProbe
+
+    probe = DiskProbe(here)
+    from heddle import api
+    from heddle.mount.doctor import examine, examine_stalled
+
+    if not probe.answers():
+        return None, examine_stalled(here, os.environ)
+    try:
+        repo = api.open(here, damaged=True)
+    except NotARepository:
+        return None, examine(None, os.environ)
+    try:
+        return str(repo.path), examine(repo, os.environ)
+    finally:
+        repo.close()

@@ -39,6 +39,7 @@ def record(fetched: Fetched) -> dict[str, object]:
         "url": fetched.remote.url,
         "objects": fetched.objects,
         "refs": [ref_record(each) for each in fetched.refs],
+        "pruned": list(fetched.pruned),
     }
 
 
@@ -49,15 +50,23 @@ def ref_record(change: RefChange) -> dict[str, object]:
 
 def text(fetched: Fetched) -> str:
     """A fetch, for people."""
-    if not fetched.refs:
+    if not fetched.refs and not fetched.objects:
         return f"nothing new from {printable(fetched.remote.name)}"
     return "\n".join(
-        [*map(ref_line, fetched.refs), f"{views.counted(fetched.objects, 'object')} received"]
+        [
+            *(f"{printable(_short_name(ref))} is gone there" for ref in fetched.pruned),
+            *map(ref_line, fetched.refs),
+            f"{views.counted(fetched.objects, 'object')} received",
+        ]
     )
 
 
 def ref_line(change: RefChange) -> str:
     """One moved ref, for people."""
-    name = change.ref.removeprefix("refs/").removeprefix("remotes/").removeprefix("heads/")
+    name = _short_name(change.ref)
     was = views.short(change.old) if change.old else "new"
     return f"{printable(name)} {was} -> {views.short(change.new)}"
+
+
+def _short_name(ref: str) -> str:
+    return ref.removeprefix("refs/").removeprefix("remotes/").removeprefix("heads/")

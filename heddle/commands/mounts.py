@@ -22,12 +22,7 @@ _STYLES = {"live": ("green",), "stale": ("red",), "hung": ("yellow",)}
 @app.command(cls=Verb, epilog="heddle mounts\nheddle mounts --json")
 def mounts() -> None:
     """List the sessions of this repository; outside one, those of this user."""
-    from heddle import api
-
-    try:
-        found = api.open(Path.cwd()).mounts()
-    except NotARepository:
-        found = api.mounts()
+    found = _found(Path.cwd())
     if settings.json:
         output.emit({"mounts": [_record(each) for each in found]})
         return
@@ -36,6 +31,21 @@ def mounts() -> None:
     for each in found:
         if each.state != "live":
             output.note(_advice(each))
+
+
+def _found(here: Path) -> list[MountInfo]:
+    from heddle.mount.disk import DiskProbe
+
+    probe = DiskProbe(here)
+    from heddle import api
+
+    if not probe.answers():
+        output.note(f"note: the disk below {printable(str(here))} does not answer")
+        return api.mounts_around(here)
+    try:
+        return api.open(here).mounts()
+    except NotARepository:
+        return api.mounts()
 
 
 def _record(mount: MountInfo) -> dict[str, object]:
@@ -49,6 +59,10 @@ def _record(mount: MountInfo) -> dict[str, object]:
         "dirty_files": mount.dirty_files,
         "dirty_bytes": mount.dirty_bytes,
         "log": None if mount.log is None else str(mount.log),
+        "doing": mount.doing,
+        "reason": mount.reason,
+        "crashes": [{"time": _time(crash.at_ns), "how": crash.how} for crash in mount.crashes],
+        "gave_up": mount.gave_up,
     }
 
 
@@ -63,11 +77,20 @@ def _line(mount: MountInfo) -> str:
         line += " (read-only)"
     if mount.dirty_files:
         line += f", {views.counted(mount.dirty_files, 'unsaved file')}"
+    if mount.reason:
+        line += f": {printable(mount.reason)}"
+    elif mount.doing:
+        line += f", busy with {printable(mount.doing)}"
     return line
 
 
 def _advice(mount: MountInfo) -> str:
     name = printable(mount.spec)
+    if mount.waits:
+        return f"{name}: it goes on by itself when its disk is back"
+    if mount.gave_up:
+        log = printable(str(mount.log))
+        return f"{name}: heddle mount {name} starts it again; what happened is in {log}"
     if mount.read_only:
         return f"{name}: heddle unmount --stale cleans it up"
     return f"{name}: heddle mount {name} recovers it, heddle unmount --stale cleans it up"

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from heddle.commands import output
 from heddle.commands.settings import ColorChoice, settings
-from heddle.errors import UsageError
+from heddle.errors import Busy, UsageError
 
 if TYPE_CHECKING:
     from heddle.api import Repository
@@ -188,13 +188,28 @@ def attribution_flags(
     }
 
 
-def repository() -> Repository:
+def repository(*, damaged: bool = False) -> Repository:
     """Open the repository of the current directory; in a mount, the one it is a mount of."""
     from heddle import api
 
-    repo = api.open(Path.cwd())
+    repo = api.open(Path.cwd(), damaged=damaged)
     _opened.append(repo)
     return repo
+
+
+def require_disk(here: Path) -> None:
+    """Refuse to begin what would hang, where the disk of the repository does not answer.
+
+    Raises:
+        Busy: it does not; nothing was touched.
+    """
+    from heddle.mount.disk import DiskProbe
+
+    probe = DiskProbe(here)
+    from heddle import api  # noqa: F401 - imported while the probe asks
+
+    if not probe.answers():
+        raise Busy(f"the disk below {here} does not answer", hint="heddle doctor")
 
 
 _opened: list[Repository] = []
@@ -205,6 +220,7 @@ def close_repositories() -> None:
     while _opened:
         repo = _opened.pop()
         _note_git_problems(repo)
+        _note_given_up(repo)
         repo.close()
 
 
@@ -216,6 +232,15 @@ def _note_git_problems(repo: Repository) -> None:
         output.note(f"note: {output.printable(problem.message)}")
         if problem.hint:
             output.note(f"hint: {output.printable(problem.hint)}")
+
+
+def _note_given_up(repo: Repository) -> None:
+    """Say that a mount which we have to do with is down for good, and the way out."""
+    for crashed in () if settings.json else repo.given_up():
+        name = output.printable(crashed.spec)
+        output.note(f"note: {name} is not mounted any more: its session crashed again and again")
+        log = output.printable(str(crashed.log))
+        output.note(f"hint: heddle mount {name}; what happened is in {log}")
 
 
 def repository_paths(repo: Repository, paths: Iterable[str]) -> list[bytes]:

@@ -28,15 +28,12 @@ def pull(
 ) -> None:
     """Fetch, and move a thread forward to where the remote's branch is.
 
-    The working directory goes along. A thread with states of its own is not moved: both sides are
-    shown.
+    The working directory goes along, or a mount of the thread. A thread with states of its own is
+    not moved: both sides are shown.
     """
-    from heddle.git import fetching
-
     repo = repository()
     with output.progress("fetching") as progress:
-        pulled = fetching.pull(repo, remote, thread, progress=progress)
-    repo.follow_git()
+        pulled = repo.pull(remote, thread, progress=progress)
     name = printable(pulled.thread)
     moved = f"thread {name} {views.short(pulled.old) if pulled.old else 'new'} -> "
     moved += f"{views.short(pulled.new)}, {views.counted(pulled.changed_paths, 'path')} changed"

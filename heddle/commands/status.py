@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle.commands import output, views
-from heddle.commands.options import Verb, new_app, repository
+from heddle.commands.options import Verb, new_app, repository, require_disk
 from heddle.commands.output import printable, style
 from heddle.commands.settings import settings
 
@@ -21,6 +22,7 @@ def status() -> None:
 
     That is: the thread, what changed since its last capture, and mounts whose session died.
     """
+    require_disk(Path.cwd())
     found = repository().status()
     if settings.json:
         output.emit(_record(found))
@@ -37,9 +39,17 @@ def _record(found: Status) -> dict[str, object]:
         "changes": [views.change_record(change) for change in found.changes],
         "ignored_count": found.ignored_count,
         "mounts_stale": [
-            {"thread": mount.spec, "mountpoint": str(mount.mountpoint), "state": mount.state}
+            {
+                "thread": mount.spec,
+                "mountpoint": str(mount.mountpoint),
+                "state": mount.state,
+                "reason": mount.reason,
+                "gave_up": mount.gave_up,
+            }
             for mount in found.mounts_stale
         ],
+        "many_packs": found.many_packs,
+        "git_branch": found.git_branch,
     }
 
 
@@ -49,6 +59,8 @@ def _print(found: Status) -> None:
     place = found.mountpoint or found.repository
     kind = "mounted at" if found.mountpoint else "in"
     output.say(f"{kind} {printable(str(place))}")
+    if found.git_branch is not None:
+        output.say(f"git is on branch {style(printable(found.git_branch), 'bold')} here")
     for change in found.changes:
         output.say(f"  {views.change_line(change)}")
     if not found.changes:
@@ -57,6 +69,10 @@ def _print(found: Status) -> None:
         output.say(f"{found.ignored_count} ignored")
     for mount in found.mounts_stale:
         name, where = printable(mount.spec), printable(str(mount.mountpoint))
-        output.say(style(f"{mount.state} mount of {name}: {where}", "red"))
+        why = f" ({printable(mount.reason)})" if mount.reason else ""
+        output.say(style(f"{mount.state} mount of {name}: {where}{why}", "red"))
         repair = "unmount --stale" if mount.read_only else f"mount {name}"
-        output.say(f"  heddle {repair}")
+        log = f"; see {printable(str(mount.log))}" if mount.gave_up else ""
+        output.say(f"  heddle {repair}{log}")
+    if found.many_packs:
+        output.note("many packs, or many versions in one: heddle gc makes one of them, and smaller")

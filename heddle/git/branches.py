@@ -13,7 +13,7 @@ next command compares again and finishes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from heddle import faults
-from heddle.errors import DataError, HeddleError, InvalidName, ObjectMissing
+from heddle.errors import Busy, DataError, HeddleError, InvalidName, ObjectMissing
+from heddle.git import index
 from heddle.git import refs as gitrefs
 from heddle.git.refs import HEADS, GitRefs
+from heddle.git.worktrees import Mount, Mover, mounts
+from heddle.repo import linked
 from heddle.repo.database import Branch, GitSeen, Move, Thread
 from heddle.repo.locks import directory_locked
 from heddle.repo.names import valid_thread_name
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 DETACHED = "detached"
 """The thread that stands for git's HEAD while that is on no branch."""
+Adopt = Callable[[str, "ObjectID | None", "tuple[ObjectID | None] | None"], None]
+"""Have a thread's mount be relative to a state and show what it shows; (where the thread is,): that goes along."""
 KEPT = b"refs/heddle/keep/"
 """Refs, by id, of states that branches were at before they were deleted or rewritten."""
 
@@ -53,6 +58,8 @@ class Step:
 
     Attributes:
         followed: threads that went where git's branch went, with their new states.
+        adopted: threads whose mount is relative to where git in the mount went.
+        behind: threads whose mount shows an earlier state than the branch, which others moved.
         moved: branches that went where their thread went, with their new states.
         problems: by thread, why it and its branch are not in step.
         pack: the git pack that was written, without suffix; None: git had everything.
@@ -60,6 +67,8 @@ class Step:
     """
 
     followed: dict[str, ObjectID | None] = field(default_factory=dict)
+    adopted: set[str] = field(default_factory=set)
+    behind: set[str] = field(default_factory=set)
     moved: dict[str, ObjectID] = field(default_factory=dict)
     problems: dict[str, HeddleError] = field(default_factory=dict)
     pack: str | None = None
@@ -112,6 +121,7 @@ def follow(
     *,
     link: Iterable[str] = (),
     force: bool = False,
+    adopt: Adopt | None = None,
     progress: Progress | None = None,
 ) -> Step:
     """Bring branches and threads in step; costs next to nothing when neither has moved.
@@ -120,6 +130,7 @@ def follow(
         repo: a repository; on one that does not lie on git nothing happens.
         link: threads that become branches if they are none.
         force: of those, also where git's branch holds commits that the thread does not; git's reflog keeps them.
+        adopt: has a mount be relative to where git in it went; None: mounts follow as any thread does.
         progress: called with objects written for git and objects in all.
 
     Returns:
@@ -131,12 +142,55 @@ def follow(
     if repo.git is None:
         return Step()
     wanted = tuple(link)
+    linked.release_dead(repo.git)
     seen = repo.database.git_seen()
     signature = gitrefs.signature(repo.git)
-    if not wanted and seen and seen.signature == signature and repo.database.is_in_step():
+    is_as_seen = not wanted and seen is not None and seen.signature == signature
+    if is_as_seen and repo.database.is_in_step() and linked.stand_ins_agree(repo):
         return Step()
-    with directory_locked(repo.heddle_dir):
-        return _Comparison(repo, repo.git, wanted, force, progress).run()
+    from heddle.git.pack import packs_kept
+
+    with directory_locked(repo.heddle_dir), packs_kept():
+        return _Comparison(repo, repo.git, wanted, force, adopt, progress).run()
+
+
+def keep_staged(repo: Repository, threads: Collection[str]) -> None:
+    """Keep git's gc from taking what is staged in mounts that are going to end: their indexes leave git's sight.
+
+    Args:
+        threads: whose mounts they are.
+    """
+    if repo.git is None:
+        return
+    for name, mount in mounts(repo).items():
+        if name not in threads or not mount.linked.has_index:
+            continue
+        tree = index.staged_tree(mount.linked.git, repo.environment)
+        recorded = None if mount.commit is None else repo.state(mount.commit).tree
+        refs = GitRefs(repo.git)
+        if tree is not None and tree != recorded and refs.get(KEPT + tree) is None:
+            refs.move(KEPT + tree, None, tree, who=reflog_identity(repo), message=b"heddle: kept")
+
+
+def hand_over(repo: Repository, states: Iterable[ObjectID]) -> None:
+    """Give git the objects of some states, as one pack, where it lacks any."""
+    if repo.git is not None:
+        _write_missing(repo, repo.git, states, None)
+
+
+def _write_missing(
+    repo: Repository, git: GitDir, tips: Iterable[ObjectID], progress: Progress | None
+) -> tuple[str | None, int]:
+    """Write what git lacks of some states; the pack's name and the number of objects in it."""
+    from heddle.git.pack import missing_objects, write_pack
+    from heddle.objects.gitdir import GitObjects
+
+    have = GitObjects(git.objects, repo.object_format)
+    try:
+        ids = missing_objects(repo.store, tips, have.holds)
+        return write_pack(repo.store, ids, git.objects, progress=progress), len(ids)
+    finally:
+        have.close()
 
 
 def is_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
@@ -177,6 +231,7 @@ class _Comparison:
         git: GitDir,
         link: tuple[str, ...],
         force: bool,
+        adopt: Adopt | None,
         progress: Progress | None,
     ) -> None:
         self._repo = repo
@@ -184,17 +239,26 @@ class _Comparison:
         self._refs = GitRefs(git)
         self._link = link
         self._force = force
+        self._adopt = adopt
         self._progress = progress
         self._seen = repo.database.git_seen()
         self._signature = gitrefs.signature(git)
+        self._heads = gitrefs.heads(git)
         head_ref, self._head_commit = self._refs.head()
         self._head_ref = head_ref
         self._branches = self._read_branches()
-        self._threads = {thread.name: thread for thread in repo.database.threads()}
-        self._rows = repo.database.branches()
+        # A capture moves a thread and its mount's base together: neither is to be read without the other.
+        with repo.database.at_one_moment():
+            self._threads = {thread.name: thread for thread in repo.database.threads()}
+            self._rows = repo.database.branches()
+            self._mounts = mounts(repo)
         self._new_rows: dict[str, Branch | None] = {}
         self._moves: list[Move] = []
         self._pushes: dict[str, ObjectID] = {}
+        self._adoptions: dict[str, ObjectID | None] = {}
+        # Branches that git brought to where their threads were already.
+        self._arrived: set[str] = set()
+        self._waits = False
         self.step = Step()
 
     def _read_branches(self) -> dict[str, ObjectID]:
@@ -210,12 +274,15 @@ class _Comparison:
         return found
 
     def run(self) -> Step:
-        for name in sorted({*self._branches, *self._rows, *self._link}):
+        for name in sorted({*self._branches, *self._rows, *self._link, *self._mounts}):
             self._compare(name)
         head, worktree = self._head_to_follow()
         self._follow(head, worktree)
+        self._follow_in_mounts()
         self._push()
         self._push_head(follows=head is not None)
+        for mount in self._mounts.values():
+            self._settle_mount(mount)
         self._remember()
         return self.step
 
@@ -224,6 +291,8 @@ class _Comparison:
     def _compare(self, name: str) -> None:
         thread, branch = self._threads.get(name), self._branches.get(name)
         action = decide(thread, branch, self._rows.get(name))
+        if self._is_unborn_in_mount(name) and thread is not None and thread.state is not None:
+            action = Action.PUSH
         if name in self._link and thread is not None and thread.state not in (None, branch):
             action = Action.WEIGH if action in (Action.WEIGH, Action.FOLLOW) else Action.PUSH
             if self._force:
@@ -233,6 +302,8 @@ class _Comparison:
         match action:
             case Action.SAME:
                 self._new_rows[name] = Branch(branch)
+                if name in self._rows:
+                    self._arrived.add(name)
             case Action.MAKE | Action.FOLLOW:
                 self._note_follow(name, thread, branch)
             case Action.PUSH:
@@ -242,6 +313,11 @@ class _Comparison:
                 self._keep(name, self._rows[name].state)
             case Action.DROP:
                 self._new_rows[name] = Branch(branch, dropped=True)
+
+    def _is_unborn_in_mount(self, name: str) -> bool:
+        """Whether a mounted thread is to become a branch."""
+        mount = self._mounts.get(name)
+        return mount is not None and mount.is_on_branch and name not in self._branches
 
     def _weigh(self, name: str) -> Action:
         """Both sides moved, or met for the first time: follow the one that contains the other."""
@@ -273,17 +349,36 @@ class _Comparison:
             )
             return
         old = thread.state if thread else None
-        self._moves.append(Move("thread", name, old, branch))
+        mover = self._mover(name, branch)
+        if mover is Mover.UNCLEAR:
+            self._waits = True
+            return
+        if mover is Mover.HERE:
+            self._adoptions[name] = branch
+        else:
+            self._moves.append(Move("thread", name, old, branch))
         self._new_rows[name] = Branch(branch)
-        if old and branch and not _is_recent_ancestor(self._repo, old, branch):
+        if old and branch:
+            self._keep_if_rewritten(name, old, branch)
+
+    def _mover(self, name: str, commit: ObjectID | None) -> Mover:
+        """Whether a branch was moved by git in its own mount, whose files are as git wants them, or elsewhere."""
+        mount = self._mounts.get(name)
+        if mount is None or self._adopt is None or not mount.is_on_branch:
+            return Mover.ELSEWHERE
+        return mount.moved_by(self._repo, commit)
+
+    def _keep_if_rewritten(self, name: str, old: ObjectID, new: ObjectID) -> None:
+        if self._repo.is_state(old) and not _is_recent_ancestor(self._repo, old, new):
             self._keep(name, old)
 
     def _keep(self, name: str, state: ObjectID | None) -> None:
         """Keep git's gc from taking a state that a branch was at, and that the operation log names."""
         ref = KEPT + (state or b"")
-        if state is None or self._refs.get(ref) is not None:
+        if state is None or self._refs.get(ref) is not None or not self._repo.is_state(state):
             return
         try:
+            self._store_objects([state])  # what git has pruned may still be here
             self._refs.move(ref, None, state, who=self._who, message=b"heddle: kept")
         except HeddleError as error:
             self.step.problems[name] = error
@@ -315,7 +410,7 @@ class _Comparison:
             head = self._head_branch or self._detached_thread()
             self._make_unborn(head)
             return head, (commit,)
-        went = {move.name for move in self._moves}
+        went = {move.name for move in self._moves} | self._arrived
         if self._repo.database.head() in went and self._repo.database.head() == self._head_branch:
             return None, (commit,)
         return None, None
@@ -354,9 +449,95 @@ class _Comparison:
         )
         self.step.followed = {move.name: move.new for move in self._moves}
 
+    # mounts
+
+    def _follow_in_mounts(self) -> None:
+        """Move threads to where git in their mounts brought their branches; the mounts show what they showed."""
+        for name, commit in self._adoptions.items():
+            thread = self._threads.get(name)
+            if self._have_adopted(name, commit, (thread.state if thread else None,)):
+                self.step.followed[name] = commit
+            else:
+                self._new_rows.pop(name, None)
+
+    def _have_adopted(
+        self, name: str, commit: ObjectID | None, moved_from: tuple[ObjectID | None] | None
+    ) -> bool:
+        assert self._adopt is not None
+        try:
+            self._adopt(name, commit, moved_from)
+        except HeddleError as error:
+            self.step.problems[name] = error
+            return False
+        self.step.adopted.add(name)
+        self._mounts[name].base = commit
+        return True
+
+    def _settle_mount(self, mount: Mount) -> None:
+        """Bring a mount and git's HEAD in it together, once branches and threads are."""
+        name = mount.thread
+        if mount.ref is None and mount.commit is not None:
+            self._keep(name, mount.commit)  # nothing else in git names it once we unmount
+        thread = self._threads.get(name)
+        # No ref that shows what becomes of it: a capture there makes the branch, and nothing else would tell.
+        self._waits |= mount.is_on_branch and name not in self._branches
+        is_unclear = mount.is_on_branch and name in self.step.problems
+        if thread is None or is_unclear or mount.is_on_its_way:
+            self._waits |= mount.is_on_its_way
+            return
+        state = self.step.followed.get(name, thread.state)
+        try:
+            if mount.stands_in:
+                self._settle_stand_in(mount, state)
+            elif mount.is_on_branch:
+                self._settle_branch(mount, state)
+            elif mount.base != mount.commit and self._adopt is not None:
+                self._have_adopted(name, mount.commit, None)
+        except HeddleError as error:
+            self.step.problems[name] = error
+
+    def _settle_branch(self, mount: Mount, state: ObjectID | None) -> None:
+        """HEAD is on the thread's branch."""
+        commit = self._branches.get(mount.thread)
+        if commit is None or commit != state:
+            return
+        mover = mount.moved_by(self._repo, commit)
+        self._waits |= mover is Mover.UNCLEAR
+        if mover is Mover.ELSEWHERE and mount.base != commit:
+            self.step.behind.add(mount.thread)
+            self._waits = True  # the index here is brought along when the mount shows it
+        if mount.base != commit and mover is Mover.HERE and self._adopt is not None:
+            self._have_adopted(mount.thread, commit, (state,))
+        elif mount.base == commit and mover is Mover.ELSEWHERE:
+            mount.note_moved(self._repo, commit, self._who, b"heddle: followed")
+        if mount.base == commit:
+            mount.linked.note_shown(commit)
+
+    def _settle_stand_in(self, mount: Mount, state: ObjectID | None) -> None:
+        """HEAD is detached because the branch is checked out elsewhere: it stands for the thread."""
+        commit, agreed = mount.commit, mount.linked.agreed()
+        assert commit is not None
+        if commit == agreed and state not in (agreed, None) and mount.base == state:
+            self._store_objects([state])
+            mount.put_head(self._repo, state, self._who, b"heddle: captured")
+        elif commit == state != agreed and mount.base != commit and self._adopt is not None:
+            self._have_adopted(mount.thread, commit, (state,))
+        elif commit not in (agreed, state) and state == agreed and self._adopt is not None:
+            if self._have_adopted(mount.thread, commit, (state,)) and state is not None:
+                self._keep_if_rewritten(mount.thread, state, commit)
+        elif commit not in (agreed, state) and state != agreed:
+            self.step.problems[mount.thread] = Diverged(
+                f"thread '{mount.thread}' is at {_short(state)} and git in {mount.linked.git.checkout}"
+                f" at {_short(commit)}: both have moved",
+                hint=f"keep both: git switch -c NEW-NAME there, then git switch --detach {_short(state)}",
+            )
+            return
+        if mount.base == mount.commit and mount.commit is not None:
+            mount.linked.agree(mount.commit)
+
     @cached_property
     def _elsewhere(self) -> dict[bytes, Path]:
-        return gitrefs.checked_out(self._git)
+        return linked.holders(self._git)
 
     def _push(self) -> None:
         ready = {name: new for name, new in self._pushes.items() if self._may_push(name, new)}
@@ -368,6 +549,8 @@ class _Comparison:
                 self._push_branch(name, new)
             except HeddleError as error:
                 self.step.problems[name] = error
+                if not isinstance(error, Busy) and self._is_unborn_in_mount(name):
+                    self._mounts[name].linked.detach(new)
                 continue
             self.step.moved[name] = new
             self._branches[name] = new
@@ -376,7 +559,7 @@ class _Comparison:
     def _may_push(self, name: str, new: ObjectID) -> bool:
         """Whether no checkout would be left behind by its branch."""
         place = self._elsewhere.get(HEADS + name.encode())
-        if place is None or self._is_here(name, new):
+        if place is None or self._is_here(name, new) or self._is_mounted_at(name, new):
             return True
         if name == self._head_branch:
             why, hint = "is checked out here, and the working directory is behind", "heddle switch "
@@ -395,25 +578,26 @@ class _Comparison:
         database = self._repo.database
         return name == self._head_branch == database.head() and database.worktree_base() == new
 
-    def _store_objects(self, tips: Iterable[ObjectID]) -> None:
-        from heddle.git.pack import missing_objects, write_pack
-        from heddle.objects.gitdir import GitObjects
+    def _is_mounted_at(self, name: str, new: ObjectID) -> bool:
+        """Whether the thread's own mount is on the branch, and at the new state."""
+        mount = self._mounts.get(name)
+        return mount is not None and mount.is_on_branch and mount.base == new
 
-        have = GitObjects(self._git.objects, self._repo.object_format)
-        ids = missing_objects(self._repo.store, tips, have.holds)
-        self.step.pack = write_pack(
-            self._repo.store, ids, self._git.objects, progress=self._progress
-        )
-        self.step.objects += len(ids)
-        have.close()
+    def _store_objects(self, tips: Iterable[ObjectID]) -> None:
+        self.step.pack, count = _write_missing(self._repo, self._git, tips, self._progress)
+        self.step.objects += count
 
     def _push_branch(self, name: str, new: ObjectID) -> None:
         old = self._branches.get(name)
-        if name == self._head_branch:
+        refs, mount = self._refs, self._mounts.get(name)
+        if name == self._head_branch and not self._git.bare:
             self._bring_index(old, new)
+        if mount is not None and mount.is_on_branch:
+            refs = mount.refs
+            mount.bring_index(self._repo, old, new)
         faults.reach("branches.before-ref")
         subject = self._repo.state(new).message.partition("\n")[0]
-        self._refs.move(
+        refs.move(
             HEADS + name.encode(),
             old,
             new,
@@ -422,8 +606,6 @@ class _Comparison:
         )
 
     def _bring_index(self, old: ObjectID | None, new: ObjectID | None) -> None:
-        from heddle.git import index
-
         trees = [None if id is None else self._repo.state(id).tree for id in (old, new)]
         environment = self._repo.environment
         index.update(self._git, self._repo.store, *trees, environment=environment)
@@ -431,7 +613,13 @@ class _Comparison:
     def _push_head(self, *, follows: bool) -> None:
         """Put git's HEAD on the thread that heddle's HEAD was moved to, as a branch."""
         head = self._repo.database.head()
-        if follows or self._seen is None or self._seen.head == head or head == self._head_branch:
+        if (
+            self._git.bare
+            or follows
+            or self._seen is None
+            or self._seen.head == head
+            or head == self._head_branch
+        ):
             return
         new = self._repo.database.worktree_base()
         try:
@@ -463,12 +651,18 @@ class _Comparison:
         return reflog_identity(self._repo)
 
     def _remember(self) -> None:
-        """Record what is in step, with the signature that git has now, if its refs are still as we left them."""
+        """Record what is in step, with a signature only where the next look would find what this one has seen.
+
+        That is the one from before git was read; or, when we have moved branches, the one that git has now, if all
+        else that it is made of is as we read it. What is not in step is looked at, and said, each time.
+        """
         signature = self._signature
-        if self.step.moved or self._head_text != (self._seen.git_head if self._seen else ""):
+        if self.step.moved:
             signature = gitrefs.signature(self._git)
-            if self._read_branches() != self._branches or self._refs.head()[0] != self._head_ref:
+            if self._read_branches() != self._branches or gitrefs.heads(self._git) != self._heads:
                 signature = b""
+        if self._waits or self.step.problems:
+            signature = b""
         head = self._repo.database.head()
         waits = head in self.step.problems and self._seen is not None and head != self._head_branch
         seen_head = self._seen.head if waits and self._seen else head

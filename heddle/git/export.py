@@ -18,6 +18,7 @@ from heddle.errors import CannotCreate, DataError
 from heddle.git import refs as gitrefs
 from heddle.git.branches import Diverged, follow, is_ancestor, reflog_identity
 from heddle.git.refs import HEADS, TAGS, GitRefs
+from heddle.repo import linked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -158,9 +159,17 @@ def _export_there(
     states = {HEADS + name.encode(): repo.threads.get(name).state for name in names}
     wanted: dict[bytes, bytes] = {ref: id for ref, id in states.items() if id is not None}
     if not threads:
-        wanted |= _markers(repo) | _foreign(repo)
+        wanted = _of_git(repo) | wanted | _markers(repo) | _foreign(repo)
     done = _export_refs(repo, git, wanted, force=force, progress=progress)
     return Exported(done.target, done.refs, done.objects, done.pack, created)
+
+
+def _of_git(repo: Repository) -> dict[bytes, bytes]:
+    """On git, its own refs; what we keep there for ourselves is nobody else's."""
+    if repo.git is None:
+        return {}
+    every = GitRefs(repo.git).verbatim().items()
+    return {ref: target for ref, target in every if not ref.startswith(b"refs/heddle/")}
 
 
 def _markers(repo: Repository) -> dict[bytes, bytes]:
@@ -189,7 +198,7 @@ def _export_refs(
     force: bool,
     progress: Progress | None,
 ) -> Exported:
-    from heddle.git.pack import missing_objects, write_pack
+    from heddle.git.pack import missing_objects, packs_kept, write_pack
     from heddle.objects.gitdir import GitObjects
 
     refs = GitRefs(git)
@@ -198,11 +207,12 @@ def _export_refs(
     have = GitObjects(git.objects, repo.object_format)
     missing = missing_objects(repo.store, [each.new for each in changes], have.holds)
     have.close()
-    pack = write_pack(repo.store, missing, git.objects, progress=progress)
-    who = reflog_identity(repo)
-    for each in changes:
-        faults.reach("export.before-ref")
-        refs.move(os.fsencode(each.ref), each.old, each.new, who=who, message=b"heddle: git export")
+    who, message = reflog_identity(repo), b"heddle: git export"
+    with packs_kept():
+        pack = write_pack(repo.store, missing, git.objects, progress=progress)
+        for each in changes:
+            faults.reach("export.before-ref")
+            refs.move(os.fsencode(each.ref), each.old, each.new, who=who, message=message)
     for ref, target in wanted.items():
         if target.startswith(b"ref: ") and refs.get(ref) is None:
             refs.put_symbolic(ref, target[len(b"ref: ") :])
@@ -213,7 +223,7 @@ def _planned(
     repo: Repository, refs: GitRefs, wanted: dict[bytes, bytes], force: bool
 ) -> list[RefChange]:
     """What has to be moved; raises if any of it must not be."""
-    held = {} if refs.is_bare else gitrefs.checked_out(refs.git)
+    held = linked.holders(refs.git)
     there = refs.under(b"refs/")
     changes = []
     for ref, new in wanted.items():

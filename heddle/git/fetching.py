@@ -4,26 +4,47 @@ Owns what moves when: objects first, all of them, then the names in one transact
 In a repository that stands alone remote branches are rows of ``refs``; on git they are git's own, and what is fetched
 goes into git's object directory. The conversation is ``transport.py``'s.
 
-What a crash leaves: before the names move, objects that nothing refers to, which the next fetch finds to be there.
+What a crash leaves: before the names move, objects that nothing refers to, and a part of a pack; with that the next
+fetch goes on (``receiving.py``).
 """
 
 from __future__ import annotations
 
+import subprocess
+from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from heddle import faults
-from heddle.errors import DataError, HeddleError, InvalidName
+from heddle.errors import (
+    DataError,
+    HeddleError,
+    InvalidName,
+    MarkerExists,
+    ObjectMissing,
+    Unavailable,
+)
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
-from heddle.git.pack import peeled, require_all
+from heddle.git.pack import (
+    WHY_KEPT,
+    Arriving,
+    missing_blobs,
+    note_kept,
+    packs_kept,
+    peeled,
+    require_all,
+    require_promised,
+)
+from heddle.git.receiving import Incoming, incoming, max_object_bytes
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
-from heddle.git.transport import RemoteFailed, sideband, talk, talking_to
+from heddle.git.transport import RemoteFailed, RemoteUnreachable, sideband, talk, talking_to
+from heddle.objects.incoming import DamagedPack, check_sizes, take_pack
+from heddle.objects.links import Links
 from heddle.repo.database import Move
 from heddle.repo.names import valid_marker_name
 
@@ -33,7 +54,22 @@ if TYPE_CHECKING:
     from heddle.git.pack import Progress
     from heddle.repo.repository import Repository
 
-_SPOOL_BYTES = 16 << 20
+BLOBLESS = b"blob:none"
+"""What is left out of a lazy clone (git-rev-list(1), --filter)."""
+
+
+class OtherIds(DataError):
+    """A server's repository has ids of another format.
+
+    Attributes:
+        found: its format.
+    """
+
+    kind = "other_ids"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.found = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +80,17 @@ class Fetched:
         remote: from where.
         refs: the remote branches and tags that moved, as they are called here.
         objects: how many came.
-        default: the branch that the server's HEAD is on; None: it does not say.
+        default: the branch that the server's HEAD is on, or at; None: it does not say.
+        branches: those that the server has.
+        pruned: remote branches that it has no more and that stood in the way of others, by full name.
     """
 
     remote: Remote
     refs: list[RefChange]
     objects: int
     default: str | None
+    branches: frozenset[str] = frozenset()
+    pruned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +112,10 @@ class Pulled:
     changed_paths: int
 
 
+class _CantGoOn(Exception):
+    """The server left blobs out and does not give single ones."""
+
+
 def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None = None) -> Fetched:
     """Bring a remote's branches and tags here; threads stay where they are.
 
@@ -82,48 +126,92 @@ def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None =
     Raises:
         DataError: no such remote; it has ids of another format.
         RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say; no name was moved.
-        ObjectMissing: the server did not send everything; no name was moved.
+        ObjectMissing: the server did not send everything; nothing of it is kept.
+        ObjectTooLarge: it sent an object that is longer than ``fetch.max_object_size``; nothing is kept.
     """
     remote = remotes.remote(repo, name)
-    target = _Target(repo, name)
-    with _spooled(repo) as pack:
-        result = talk(
-            repo,
-            remote.url,
-            "pull",
-            lambda client, path: client.fetch_pack(
-                path,
-                target.wants,
-                target.graph_walker(),
-                pack.write,
-                progress=sideband(progress),
-            ),
-        )
-        _require_format(repo, result.object_format, remote)
-        there = target.checked(result.refs)
-        with talking_to(remote.url):
-            objects = target.take(pack)
+    target = _Target(repo, remote)
+    if remote.promisor:
+        target.mend_promises()
+    with incoming(repo, remote) as pack:
+        while True:
+            try:
+                return _fetch_once(target, pack, progress)
+            except _CantGoOn:
+                pack.give_up()
+            except (RemoteFailed, RemoteUnreachable):
+                if not pack.keep_blobs():
+                    raise
+
+
+def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> Fetched:
+    repo, remote = target.repo, target.remote
+    pack.begin()
+    result = talk(
+        repo,
+        remote.url,
+        "pull",
+        lambda client, path: client.fetch_pack(
+            path,
+            target.wants,
+            target.graph_walker(),
+            pack.write,
+            progress=sideband(progress),
+            filter_spec=BLOBLESS if remote.promisor or pack.goes_on else None,
+        ),
+    )
+    _require_format(repo, result.object_format, remote)
+    there = target.checked(result.refs)
     changes = target.planned(there)
-    target.require_all(changes)
-    faults.reach("fetching.before-names")
-    target.move(changes)
+    pruned = target.in_the_way(there)
+    with repo.store.hold(), packs_kept():
+        with talking_to(remote.url):
+            try:
+                objects = target.take(pack, [each.new for each in changes], progress)
+            except ObjectMissing as error:
+                raise ObjectMissing(
+                    f"{remote.name} did not send everything: {error.message}",
+                    hint="run it again; if it stays, git fsck on the server",
+                ) from error
+        faults.reach("fetching.before-names")
+        target.move(changes, pruned)
+    branches = frozenset(name for ref in there if (name := _branch_name(ref)) is not None)
     symbolic = next((to for ref, to in (result.symrefs or {}).items() if ref == b"HEAD"), None)
-    return Fetched(remote, changes, objects, _branch_name(symbolic))
+    default = _branch_name(symbolic) or _branch_at(
+        cast("Mapping[bytes, bytes]", result.refs).get(b"HEAD"), there
+    )
+    names = tuple(each.decode(errors="surrogateescape") for each in pruned)
+    return Fetched(remote, changes, objects, default, branches, names)
 
 
-@contextmanager
-def _spooled(repo: Repository) -> Iterator[IO[bytes]]:
-    """A file for a pack of unknown length, on the repository's disk when it is long."""
-    place = str(repo.heddle_dir / "objects")
-    with SpooledTemporaryFile(max_size=_SPOOL_BYTES, dir=place, prefix=".tmp-incoming-") as file:
-        yield cast("IO[bytes]", file)
+def _bring(pack: Incoming, missing: list[bytes], progress: Progress | None) -> None:
+    try:
+        pack.bring(missing, progress)
+    except RemoteFailed as error:
+        if "not our ref" in error.message:
+            raise _CantGoOn from error
+        raise
+
+
+def _marker_name(ref: bytes) -> str | None:
+    """What a tag is called as a marker; None: it is none, or its name can't be one."""
+    if not ref.startswith(TAGS):
+        return None
+    try:
+        name = ref[len(TAGS) :].decode()
+        valid_marker_name(name)
+    except (InvalidName, UnicodeDecodeError):
+        return None
+    return name
 
 
 def _require_format(repo: Repository, found: str | None, remote: Remote) -> None:
     if found is not None and found != repo.object_format:
-        raise DataError(
+        error = OtherIds(
             f"{remote.name} has {found} ids, and this repository {repo.object_format} ids"
         )
+        error.found = found
+        raise error
 
 
 def _branch_name(ref: bytes | None) -> str | None:
@@ -132,26 +220,37 @@ def _branch_name(ref: bytes | None) -> str | None:
     return ref[len(HEADS) :].decode(errors="surrogateescape")
 
 
-class _Target:
-    """Where fetched objects and refs go: into this repository, or into the git repository it lies on."""
+def _branch_at(head: bytes | None, there: Mapping[bytes, bytes]) -> str | None:
+    """The branch that a detached HEAD stands at, one of the usual ones if it can be."""
+    found = {name for ref, id in there.items() if id == head and (name := _branch_name(ref))}
+    return next((each for each in ("main", "master", *sorted(found)) if each in found), None)
 
-    def __init__(self, repo: Repository, remote: str) -> None:
-        self._repo = repo
-        self._prefix = f"refs/remotes/{remote}/".encode()
+
+class _Target:
+    """Where fetched objects and refs go: into this repository, or into the git repository it lies on.
+
+    In a repository that stands alone every pack is complete before it is seen: what its objects refer to is there
+    too, or promised. In git's it need not be, so there only what refs lead to is known to be whole.
+
+    Attributes:
+        repo: this repository.
+        remote: from where it is fetched.
+    """
+
+    def __init__(self, repo: Repository, remote: Remote) -> None:
+        self.repo = repo
+        self.remote = remote
+        self._prefix = f"refs/remotes/{remote.name}/".encode()
         self._git = GitRefs(repo.git) if repo.git is not None else None
         self._store = repo.store
-        self._known = self._frozen()
+        self._max_bytes = max_object_bytes(repo)
 
-    def _frozen(self) -> Callable[[bytes], bool]:
-        """Whether an object, with everything below it, was here before the fetch."""
-        if self._git is not None:
-            tips = {bytes.fromhex(id.decode()) for id in self._git.under(b"refs/").values()}
-            return tips.__contains__
-        from heddle.objects.store import ObjectStore
-
-        before = ObjectStore(self._store.path, object_format=self._store.format_name)
-        before.refresh()
-        return before.holds
+    def mend_promises(self) -> None:
+        """List anew what is not here, if a list is damaged; the damaged one is put aside after that."""
+        promises = self._store.promises
+        if next(promises.verify(), None) is not None:
+            promises.add(missing_blobs(self._store, self._named().values()))
+            promises.put_damaged_aside()
 
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
         """The ids to ask for, of all that a server offers."""
@@ -163,17 +262,21 @@ class _Target:
         """What tells the server, newest first, what is here."""
         from dulwich.object_store import ObjectStoreGraphWalker
 
+        shallow = set(self.repo.shallow)
+
         def parents(id: Any) -> list[Any]:
-            return list(self._repo.state(id).parents)
+            if id in shallow:
+                return []
+            return [each for each in self.repo.state(id).parents if self.repo.is_state(each)]
 
         heads = self._git.under(b"refs/") if self._git is not None else self._named()
-        here = [id for id in set(heads.values()) if self._repo.is_state(id)]
-        return ObjectStoreGraphWalker(here, parents, shallow=set(self._repo.shallow))
+        here = [id for id in set(heads.values()) if self.repo.is_state(id)]
+        return ObjectStoreGraphWalker(here, parents, shallow=shallow)
 
     def _named(self) -> dict[bytes, ObjectID]:
-        refs = self._repo.database.refs()
+        refs = self.repo.database.refs()
         names = {ref: cast("ObjectID", id) for ref, id in refs.items() if len(id) in (40, 64)}
-        for thread in self._repo.threads:
+        for thread in self.repo.threads:
             if thread.state is not None:
                 names[HEADS + thread.name.encode()] = thread.state
         return names
@@ -195,81 +298,159 @@ class _Target:
             found[bytes(ref)] = bytes(id)
         return found
 
-    def take(self, pack: IO[bytes]) -> int:
-        """Store a received pack; returns how many objects it holds."""
-        if pack.tell() == 0:
-            return 0
+    def take(self, pack: Incoming, tips: list[ObjectID], progress: Progress | None = None) -> int:
+        """Store a received pack, if everything that some ids need is in it or here already.
+
+        Args:
+            pack: empty where nothing was asked for. Where it goes on, the remote was asked to leave blobs out: those
+                that are not here are asked for.
+            tips: what names are going to be at.
+            progress: called with objects stored and objects in all.
+
+        Returns:
+            How many objects came.
+
+        Raises:
+            ObjectMissing: something that they need is not here then.
+        """
+        if self._git is not None:
+            count = self._index_pack(pack.file) if pack.file.tell() else 0
+            self._store.close()  # git's packs are listed anew when next read
+            known = {bytes.fromhex(id.decode()) for id in self._git.under(b"refs/").values()}
+            require_all(self._store, tips, known.__contains__)
+            return count
+        store = self._store
+        with store.writer() as writer:
+            links, came = Links(store.id_length), set[bytes]()
+            if pack.file.tell():
+                limit = self._max_bytes
+                came.update(
+                    take_pack(
+                        pack.file, store, writer, max_bytes=limit, links=links, progress=progress
+                    )
+                )
+            missing = None
+            if all(id in came or store.holds(id) for id in map(unhexlify, tips)):
+                missing = links.missing(came, store.holds)
+            if missing is None:
+                missing = missing_blobs(Arriving(store, writer), tips, store.holds)
+            if self.remote.promisor:
+                store.promises.add(store.promises.unlisted(missing))
+            elif missing and pack.goes_on:
+                _bring(pack, missing, progress)
+                came.update(missing)
+            else:
+                require_promised(store, missing)
+            writer.commit()
+        return len(came)
+
+    def _index_pack(self, pack: IO[bytes]) -> int:
+        """Have stock git take in a pack: it does so in bounded memory, and completes a thin one."""
+        assert self._git is not None
+        if self._max_bytes is not None:
+            check_sizes(pack, self._store.format_name, self._max_bytes)
         pack.seek(8)
         count = int.from_bytes(pack.read(4), "big")
         pack.seek(0)
         if count == 0:
             return 0
-        if self._git is None:
-            self._store.dulwich_store.add_thin_pack(pack.read, None)  # type: ignore[attr-defined]
-            return count
-        from dulwich.object_store import DiskObjectStore
-
-        objects = DiskObjectStore(self._git.git.objects, object_format=self._store.object_format)
+        command = ["git", f"--git-dir={self._git.git.common}", "index-pack", "--stdin"]
+        command.append(f"--keep={WHY_KEPT}")
+        environment = self.repo.environment.items()
         try:
-            objects.add_thin_pack(pack.read, None)
-        finally:
-            objects.close()
-        self._store.close()  # git's packs are listed anew when next read
+            done = subprocess.run(
+                [*command, "--fix-thin", *(["--promisor"] if self.remote.promisor else [])],
+                stdin=pack.fileno(),
+                capture_output=True,
+                env={name: value for name, value in environment if name[:4] != "GIT_"},
+            )
+        except FileNotFoundError as error:
+            raise Unavailable(
+                "git is not installed, and takes in what is fetched", hint="install git"
+            ) from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise DamagedPack(f"git does not take the pack: {said}", hint="run it again")
+        what, _, name = done.stdout.decode(errors="replace").strip().partition("\t")
+        if what == "keep":
+            note_kept(self._git.git.objects / "pack" / f"pack-{name}.keep")
         return count
 
     def planned(self, there: Mapping[bytes, bytes]) -> list[RefChange]:
         """What moves: remote branches wherever they went, tags only where there are none yet."""
         here = self._git.under(b"refs/") if self._git is not None else {}
-        rows = self._repo.database.refs() if self._git is None else {}
+        rows = self.repo.database.refs() if self._git is None else {}
         changes = []
         for ref, new in sorted(there.items()):
             name = ref if ref.startswith(TAGS) else self._prefix + ref[len(HEADS) :]
             old = here.get(name[len(b"refs/") :]) or rows.get(name)
             if self._git is None and ref.startswith(TAGS) and old is None:
-                marker = ref[len(TAGS) :].decode(errors="surrogateescape")
-                old = marker.encode() if marker in self._repo.markers else None
+                marker = _marker_name(ref)
+                old = ref if marker is not None and marker in self.repo.markers else None
             if old == new or (old is not None and ref.startswith(TAGS)):
                 continue
             text = name.decode(errors="surrogateescape")
             changes.append(RefChange(text, cast("ObjectID | None", old), cast("ObjectID", new)))
         return changes
 
-    def require_all(self, changes: Iterable[RefChange]) -> None:
-        """Check that everything that the new refs need has come."""
-        require_all(self._store, [each.new for each in changes], self._known)
+    def in_the_way(self, there: Mapping[bytes, bytes]) -> list[bytes]:
+        """Remote branches that the server has no more, where it has one that git can't have beside them."""
+        offered = {self._prefix + ref[len(HEADS) :] for ref in there if ref.startswith(HEADS)}
+        if self._git is None:
+            here = [ref for ref in self.repo.database.refs() if ref.startswith(self._prefix)]
+        else:
+            here = [self._prefix + name for name in self._git.under(self._prefix)]
+        stale = [ref for ref in here if ref not in offered]
+        above = {above for ref in offered for above in _directories(ref)}
+        return [ref for ref in stale if ref in above or not offered.isdisjoint(_directories(ref))]
 
-    def move(self, changes: Iterable[RefChange]) -> None:
+    def move(self, changes: Iterable[RefChange], pruned: Iterable[bytes]) -> None:
         if self._git is not None:
+            for ref in pruned:
+                old = self._git.get(ref)
+                if old is not None:
+                    self._git.remove(ref, old)
             for each in changes:
                 ref = each.ref.encode(errors="surrogateescape")
                 self._git.move(
                     ref,
                     each.old,
                     each.new,
-                    who=reflog_identity(self._repo),
+                    who=reflog_identity(self.repo),
                     message=b"heddle: fetch",
                 )
             return
-        moves, rows = [], {}
+        moves: dict[str, Move] = {}
+        rows: dict[bytes, bytes | None] = dict.fromkeys(pruned)
         for each in changes:
             ref = each.ref.encode(errors="surrogateescape")
             marker = self._as_marker(ref, each.new)
             if marker is not None:
-                moves.append(marker)
+                moves[marker.name] = marker
             if marker is None or marker.new != each.new:
-                rows[ref] = cast("bytes | None", each.new)
-        self._repo.database.move_names(moves, kind="fetch", refs=rows)
+                rows[ref] = each.new
+        while True:
+            try:
+                self.repo.database.move_names(moves.values(), kind="fetch", refs=rows)
+                return
+            except MarkerExists:  # another fetch made it meanwhile
+                here = {marker.name for marker in self.repo.markers}
+                if here.isdisjoint(moves):
+                    raise
+                moves = {name: move for name, move in moves.items() if name not in here}
 
     def _as_marker(self, ref: bytes, id: ObjectID) -> Move | None:
-        if not ref.startswith(TAGS):
-            return None
-        try:
-            name = ref[len(TAGS) :].decode()
-            valid_marker_name(name)
-        except (InvalidName, UnicodeDecodeError):
+        name = _marker_name(ref)
+        if name is None:
             return None
         state = cast("ObjectID", peeled(self._store, id))
-        return Move("marker", name, None, state) if self._repo.is_state(state) else None
+        return Move("marker", name, None, state) if self.repo.is_state(state) else None
+
+
+def _directories(ref: bytes) -> Iterator[bytes]:
+    """What would have to be directories for a ref to be a file."""
+    parts = ref.split(b"/")
+    return (b"/".join(parts[:length]) for length in range(1, len(parts)))
 
 
 def tracked(repo: Repository, remote: str, thread: str) -> ObjectID | None:
@@ -288,13 +469,15 @@ def pull(
     name: str = "origin",
     thread: str | None = None,
     *,
+    show: Callable[[str], object] = lambda thread: None,
     progress: Progress | None = None,
 ) -> Pulled:
-    """Fetch, and move a thread forward to where its remote branch is; the working directory goes along.
+    """Fetch, and move a thread forward to where its remote branch is; the working directory or its mount goes along.
 
     Args:
         name: a remote.
         thread: None: the one that we are on.
+        show: has a live mount of a thread show where that is now; raises a HeddleError if it can't.
 
     Raises:
         DataError: the remote has no such branch.
@@ -305,7 +488,7 @@ def pull(
     thread = repo.current_thread if thread is None else thread
     fetched = fetch(repo, name, progress=progress)
     new = tracked(repo, name, thread)
-    if new is None:
+    if new is None or thread not in fetched.branches:
         raise DataError(f"{name} has no branch '{thread}'", hint=f"heddle push {name} {thread}")
     found = repo.database.thread(thread)
     old = found.state if found else None
@@ -320,19 +503,22 @@ def pull(
     repo.database.move_names(
         [Move("thread", thread, old, new)], kind="pull", message=f"from {name}"
     )
-    return Pulled(fetched, thread, old, new, _bring_directory(repo, thread, old, new))
+    try:
+        show(thread)
+        changed_paths = _bring_directory(repo, thread, old)
+    except HeddleError:
+        message = "the working directory or the mount stayed"
+        repo.database.move_names([Move("thread", thread, new, old)], kind="pull", message=message)
+        with suppress(HeddleError):
+            show(thread)
+        raise
+    return Pulled(fetched, thread, old, new, changed_paths)
 
 
-def _bring_directory(repo: Repository, thread: str, old: ObjectID | None, new: ObjectID) -> int:
-    """Take the working directory along; where it can't come, the thread goes back."""
+def _bring_directory(repo: Repository, thread: str, old: ObjectID | None) -> int:
+    """Take the working directory along, if it was where the thread was."""
     if thread != repo.head or repo.worktree_base() != old:
         return 0
     from heddle.repo.switch import switch
 
-    try:
-        return switch(repo, thread).changed_paths
-    except HeddleError:
-        repo.database.move_names(
-            [Move("thread", thread, new, old)], kind="pull", message="the working directory stayed"
-        )
-        raise
+    return switch(repo, thread).changed_paths

@@ -85,13 +85,14 @@ def import_git(repo: Repository, source: Path, *, progress: Progress | None = No
             hint=f"git -C {source} fetch --unshallow",
         )
     held = refs.verbatim()
-    objects = _take_objects(repo, git.objects, progress)
-    names = plan_names(repo, held)
-    faults.reach("importing.before-names")
-    head = _head(repo, refs, names)
-    repo.database.move_names(
-        names.moves, kind="import", message=f"from {source}", head=head, refs=names.refs
-    )
+    with repo.store.hold():
+        objects = _take_objects(repo, git.objects, progress)
+        names = plan_names(repo, held)
+        faults.reach("importing.before-names")
+        head = _head(repo, refs, names)
+        repo.database.move_names(
+            names.moves, kind="import", message=f"from {source}", head=head, refs=names.refs
+        )
     return Imported(
         git.common,
         names.of("thread"),
@@ -250,7 +251,7 @@ def _contents(source: object, loose: list[ObjectID]) -> Iterator[tuple[int, byte
 @contextmanager
 def _naming_damage(path: object) -> Iterator[None]:
     """Turn what dulwich raises for damaged packs into one error that names the directory."""
-    from heddle.objects.gitdir import DAMAGE
+    from heddle.objects.bridge import DAMAGE
 
     try:
         yield

@@ -51,6 +51,25 @@ def update(
         _run(git, b"".join(lines), environment)
 
 
+def staged_tree(git: GitDir, environment: Mapping[str, str]) -> ObjectID | None:
+    """What ``git commit`` would record: the tree of an index, written into git; None where it holds a conflict."""
+    from dulwich.objects import ObjectID
+
+    command = ["git", f"--git-dir={git.path}", "write-tree"]
+    try:
+        done = subprocess.run(
+            command, env=_own(environment), capture_output=True, timeout=_TIMEOUT_S
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return ObjectID(done.stdout.strip()) if done.returncode == 0 else None
+
+
+def _own(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what would lead git to another index or repository."""
+    return {name: value for name, value in environment.items() if name[:4] != "GIT_"}
+
+
 def _line(change: Change) -> bytes | None:
     """What git is told about a path; directories have no entries in an index."""
     if change.new_mode not in (None, DIRECTORY_MODE):
@@ -69,7 +88,7 @@ def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
             command,
             input=lines,
             cwd=git.checkout,
-            env={name: value for name, value in environment.items() if name[:4] != "GIT_"},
+            env=_own(environment),
             capture_output=True,
             timeout=_TIMEOUT_S,
         )

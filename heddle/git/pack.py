@@ -11,16 +11,20 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from heddle import atomic, faults
-from heddle.errors import CannotCreate, ObjectMissing, StorageError
-from heddle.objects.gitformat import BLOB, TAG, TREE, to_hex, to_raw
+from heddle.errors import CannotCreate, CorruptObject, ObjectMissing, StorageError
+from heddle.objects.gitformat import BLOB, TAG, TREE, decode_tree, to_hex, to_raw
+from heddle.objects.links import referred
 
 if TYPE_CHECKING:
     from dulwich.object_format import ObjectFormat
+    from dulwich.objects import ObjectID
 
+    from heddle.objects.pack import PackWriter
     from heddle.objects.store import ObjectStore
 
 Progress = Callable[[int, int], None]
@@ -28,6 +32,7 @@ GITLINK = 0o160000
 _REPORT_EVERY = 256
 _TEMPORARY = "tmp_pack_heddle_"
 _ABANDONED_S = 86400
+WHY_KEPT = "heddle: until refs lead to it"
 
 
 def missing_objects(
@@ -52,25 +57,101 @@ def missing_objects(
 
 
 def require_all(
-    store: ObjectStore, tips: Iterable[bytes], known: Callable[[bytes], bool] | None = None
+    store: Objects, tips: Iterable[bytes], known: Callable[[bytes], bool] | None = None
 ) -> None:
-    """Check that everything reachable from some objects is in the store, but not past what is known to be.
+    """Check that everything reachable from some objects is here or promised, but not past what is known to be.
 
     Raises:
         ObjectMissing: something is not.
     """
-    has = known or (lambda raw_id: False)
-    walk = _Walk(store, has)
-    walk.run(to_raw(tip, store.id_length) for tip in tips)
-    for blob in walk.blobs:
-        if not store.holds(blob) and not store.contains(blob):
+    require_promised(store, missing_blobs(store, tips, known))
+
+
+def require_promised(store: Objects, blobs: Iterable[bytes]) -> None:
+    """Check that blobs that are not here (binary ids) are promised.
+
+    Raises:
+        ObjectMissing: one is not.
+    """
+    for blob in blobs:
+        if not store.promises_id(blob):
             raise _gone(blob)
+
+
+def missing_blobs(
+    store: Objects, tips: Iterable[bytes], known: Callable[[bytes], bool] | None = None
+) -> list[bytes]:
+    """The blobs (binary ids) reachable from some objects that are not here, though all commits and trees are.
+
+    Args:
+        store: where they are looked for.
+        tips: hex ids to begin with.
+        known: whether an object (binary id) was here before with everything below it.
+
+    Raises:
+        ObjectMissing: a tag, a commit or a tree is not here.
+    """
+    walk = _Walk(store, known or (lambda raw_id: False))
+    walk.run(to_raw(tip, store.id_length) for tip in tips)
+    return [blob for blob in walk.blobs if not store.contains(blob)]
+
+
+def blobs_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
+    """The files (binary ids) in some trees (hex ids) and below, each once; a blob is its own.
+
+    Raises:
+        ObjectMissing: a tree is not here.
+    """
+    walk = _Walk(store, lambda raw_id: False)
+    walk.run(to_raw(top, store.id_length) for top in tops)
+    return walk.blobs
+
+
+class Objects(Protocol):
+    """What a walk asks of an object store."""
+
+    id_length: int
+
+    def promises_id(self, raw_id: bytes) -> bool: ...
+    def contains(self, raw_id: bytes) -> bool: ...
+    def kind(self, object_id: bytes) -> int: ...
+    def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
+    def tree_entries(self, object_id: bytes) -> list[tuple[bytes, int, ObjectID]]: ...
+
+
+class Arriving:
+    """A store together with what a writer for it has, which nobody else sees yet."""
+
+    def __init__(self, store: ObjectStore, writer: PackWriter) -> None:
+        self.id_length = store.id_length
+        self.promises_id = store.promises_id
+        self._store = store
+        self._writer = writer
+
+    def contains(self, raw_id: bytes) -> bool:
+        return raw_id in self._writer or self._store.contains(raw_id)
+
+    def kind(self, object_id: bytes) -> int:
+        if object_id in self._writer:
+            return self._writer.kind(object_id)
+        return self._store.kind(object_id)
+
+    def get_raw(self, name: bytes) -> tuple[int, bytes]:
+        return self._writer.get_raw(name) if name in self._writer else self._store.get_raw(name)
+
+    def tree_entries(self, object_id: bytes) -> list[tuple[bytes, int, ObjectID]]:
+        if object_id not in self._writer:
+            return self._store.tree_entries(object_id)
+        entries = decode_tree(self._writer.get_raw(object_id)[1], self.id_length)
+        if entries is None:
+            raise CorruptObject(f"object {object_id.hex()} is not a sound tree")
+        return entries
 
 
 class _Walk:
     """A walk from tips to blobs that reads every commit and tree once, and no blob."""
 
-    def __init__(self, store: ObjectStore, has: Callable[[bytes], bool]) -> None:
+    def __init__(self, store: Objects, has: Callable[[bytes], bool]) -> None:
         self._store = store
         self._has = has
         self._seen: set[bytes] = set()
@@ -118,18 +199,6 @@ class _Walk:
         return below
 
 
-def referred(kind: int, content: bytes) -> Iterator[bytes]:
-    """The binary ids that a commit's or a tag's header names: its tree, parents or object."""
-    wanted = (b"object",) if kind == TAG else (b"tree", b"parent")
-    for line in content.split(b"\n\n", 1)[0].split(b"\n"):
-        name, _, value = line.partition(b" ")
-        if name not in wanted:
-            if name in (b"author", b"tagger"):
-                return
-            continue
-        yield bytes.fromhex(value.decode("ascii"))
-
-
 def peeled(store: ObjectStore, id: bytes) -> bytes:
     """The hex id of what an annotated tag leads to, were it through others; of anything else its own.
 
@@ -142,6 +211,30 @@ def peeled(store: ObjectStore, id: bytes) -> bytes:
     except (KeyError, StopIteration) as error:
         raise _gone(to_raw(id, store.id_length)) from error
     return id
+
+
+_kept: list[set[Path]] = []
+"""For each block of `packs_kept` that this process is in, the keep files made in it."""
+
+
+@contextmanager
+def packs_kept() -> Iterator[None]:
+    """Keep packs that are written in the block from git until it ends, when refs lead to what is in them.
+
+    A repack that has read the refs before would drop what nothing led to then. A pack with a ``.keep`` is left alone
+    (git-repack(1), ``-a``); git's own fetch does the same.
+    """
+    _kept.append(set())
+    try:
+        yield
+    finally:
+        for path in _kept.pop():
+            path.unlink(missing_ok=True)
+
+
+def note_kept(path: Path) -> None:
+    """A keep file was made that is to go with the innermost block of `packs_kept`."""
+    _kept[-1].add(path)
 
 
 def write_pack(
@@ -168,6 +261,7 @@ def write_pack(
     """
     if not ids:
         return None
+    store.fetch(ids)  # of a lazy clone, what is not here yet; in one request
     directory = objects / "pack"
     temporary = directory / f"{_TEMPORARY}{os.getpid()}"
     try:
@@ -185,8 +279,9 @@ def write_pack(
 
 
 def _remove_abandoned(directory: Path) -> None:
-    for path in directory.glob(f"{_TEMPORARY}*"):
-        if path.stat().st_mtime < time.time() - _ABANDONED_S:
+    for path in [*directory.glob(f"{_TEMPORARY}*"), *directory.glob("*.keep")]:
+        is_ours = path.suffix != ".keep" or path.read_text(errors="replace").strip() == WHY_KEPT
+        if is_ours and path.stat().st_mtime < time.time() - _ABANDONED_S:
             path.unlink(missing_ok=True)
 
 
@@ -213,6 +308,11 @@ def _write(
     with index.open("wb") as file:
         write_pack_index_v2(file, sorted(entries), checksum)
         _make_durable(file)
+    if _kept:
+        keep = directory / f"{name}.keep"
+        if not keep.exists():
+            keep.write_text(WHY_KEPT + "\n")
+            note_kept(keep)
     faults.reach("gitpack.before-pack")
     os.rename(temporary, directory / f"{name}.pack")
     faults.reach("gitpack.before-index")

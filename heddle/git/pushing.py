@@ -17,13 +17,16 @@ from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
-from heddle.git.transport import sideband, talk
+from heddle.git.transport import is_progress, sideband, talk
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.git.pack import Progress
     from heddle.repo.repository import Repository
+
+
+_SAID_AT_MOST = 500
 
 
 class PushRejected(DataError):
@@ -71,6 +74,13 @@ def push(
     remote = remotes.remote(repo, name)
     wanted = _wanted(repo, threads or [repo.current_thread], markers)
     changes: list[RefChange] = []
+    words: list[bytes] = []
+    report = sideband(progress)
+
+    def hear(text: bytes) -> None:
+        words.append(text)
+        if report is not None:
+            report(text)
 
     def choose(there: Mapping[Any, Any]) -> dict[Any, Any]:
         changes[:] = _to_push(repo, wanted, there, force)
@@ -84,17 +94,27 @@ def push(
             path,
             choose,
             partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
-            progress=sideband(progress),
+            progress=hear,
         ),
     )
     refused = {ref: why for ref, why in (result.ref_status or {}).items() if why}
-    _remember_pushed(repo, name, [each for each in changes if each.ref.encode() not in refused])
+    moved = [each for each in changes if each.ref.encode() not in refused]
+    _remember_pushed(repo, name, moved)
     if refused:
         said = "; ".join(f"{ref.decode(errors='replace')}: {why}" for ref, why in refused.items())
+        taken = f", and took {', '.join(each.ref for each in moved)}" if moved else ""
         raise PushRejected(
-            f"{name} refused {said}", hint=f"heddle pull {name}, or ask who runs the server"
+            f"{name} refused {said}{taken}{_in_its_words(words)}",
+            hint=f"heddle pull {name}, or ask who runs the server",
         )
     return Pushed(remote, changes)
+
+
+def _in_its_words(words: Iterable[bytes]) -> str:
+    """What a server said beside its answer and its progress, which is where its hooks say why."""
+    lines = [line.strip() for line in b"".join(words).splitlines()]
+    said = b"; ".join(line for line in lines if line and not is_progress(line))
+    return f" ({said[:_SAID_AT_MOST].decode(errors='replace')})" if said else ""
 
 
 def _wanted(repo: Repository, threads: Sequence[str], markers: bool) -> dict[bytes, bytes]:
@@ -151,12 +171,14 @@ def _remember_pushed(repo: Repository, name: str, changes: Iterable[RefChange]) 
         if rows:
             repo.database.move_names([], kind="push", refs=cast("dict[bytes, bytes | None]", rows))
         return
-    from heddle.git.pack import missing_objects, write_pack
+    from heddle.git.pack import missing_objects, packs_kept, write_pack
     from heddle.objects.gitdir import GitObjects
 
     have = GitObjects(repo.git.objects, repo.object_format)
-    write_pack(repo.store, missing_objects(repo.store, rows.values(), have.holds), repo.git.objects)
+    missing = missing_objects(repo.store, rows.values(), have.holds)
     have.close()
-    refs = GitRefs(repo.git)
-    for ref, new in rows.items():
-        refs.move(ref, refs.get(ref), new, who=reflog_identity(repo), message=b"heddle: push")
+    refs, who = GitRefs(repo.git), reflog_identity(repo)
+    with packs_kept():
+        write_pack(repo.store, missing, repo.git.objects)
+        for ref, new in rows.items():
+            refs.move(ref, refs.get(ref), new, who=who, message=b"heddle: push")

@@ -10,13 +10,13 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle.errors import Busy, DataError, NotPermitted, StorageError
-from heddle.repo import gitlink
+from heddle.repo import gitlink, linked
 from heddle.repo.gitlink import GitDir
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 HEADS = b"refs/heads/"
 TAGS = b"refs/tags/"
 _SYMBOLIC = b"ref: "
-_KNOWN_EXTENSIONS = {
-    *(b"objectformat", b"worktreeconfig", b"partialclone", b"noop", b"preciousobjects"),
-    b"relativeworktrees",
-}
 
 
 class RefMoved(Busy):
@@ -45,7 +41,7 @@ def find(path: Path) -> GitDir:
     Raises:
         DataError: there is none.
     """
-    found = gitlink.find(path) if (path / ".git").exists() else None
+    found = gitlink.find(path)
     if found is not None:
         return found
     if all((path / name).exists() for name in ("HEAD", "objects", "refs")):
@@ -60,45 +56,22 @@ class GitRefs:
     Args:
         git: where it is.
 
+    Attributes:
+        config: the repository's own configuration.
+
     Raises:
-        DataError: it has a format that is newer than what is known here.
+        DataError: it has a format that is newer than what is known here, or can't be read.
     """
 
     def __init__(self, git: GitDir) -> None:
         self.git = git
-        self._check_format()
+        self.config: ConfigFile = gitlink.check_format(git)
 
     @cached_property
     def _files(self) -> DiskRefsContainer:
         from dulwich.refs import DiskRefsContainer
 
         return DiskRefsContainer(self.git.common, self.git.path)
-
-    @cached_property
-    def config(self) -> ConfigFile:
-        """The repository's own configuration."""
-        from dulwich.config import ConfigFile
-
-        path = self.git.common / "config"
-        try:
-            return ConfigFile.from_path(path)
-        except FileNotFoundError:
-            return ConfigFile()
-        except ValueError as error:
-            raise DataError(f"git's {path} can't be read: {error}", hint="edit the file") from error
-
-    def _check_format(self) -> None:
-        """Refuse what gitrepository-layout(5) and git-config(1) did not know when this was written."""
-        version = self._setting(b"core", b"repositoryformatversion") or b"0"
-        unknown = set()
-        if (b"extensions",) in self.config:
-            unknown = set(self.config[(b"extensions",)].keys()) - _KNOWN_EXTENSIONS
-        if version not in (b"0", b"1") or unknown:
-            what = ", ".join(sorted(name.decode(errors="replace") for name in unknown))
-            raise DataError(
-                f"the git repository in {self.git.common} has a format that heddle does not know"
-                f" (version {version.decode(errors='replace')}{', ' + what if what else ''})"
-            )
 
     def _setting(self, section: bytes, name: bytes) -> bytes | None:
         try:
@@ -108,9 +81,8 @@ class GitRefs:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it has no checkout."""
-        bare = (self._setting(b"core", b"bare") or b"").lower()
-        return bare == b"true" or (not bare and self.git.checkout == self.git.path)
+        """Whether it has no checkout of its own."""
+        return gitlink.is_bare(self.git, self.config)
 
     @property
     def object_format(self) -> str:
@@ -121,11 +93,7 @@ class GitRefs:
 
     def head(self) -> tuple[bytes | None, ObjectID | None]:
         """The full name of the ref that HEAD is on (None: detached), and its commit (None: not born)."""
-        from dulwich.refs import HEADREF
-
-        with self._naming_damage():
-            names, commit = self._files.follow(HEADREF)
-        return (names[-1] if len(names) > 1 else None), commit
+        return gitlink.follow_head(self.git, self._files)
 
     def get(self, ref: bytes) -> ObjectID | None:
         """What a ref names, through symbolic refs; None where there is none."""
@@ -201,6 +169,11 @@ class GitRefs:
             for name in [ref, b"HEAD"] if was_on == ref else [ref]:
                 self._log(name, old, new, who, message)
 
+    def log_head(self, old: ObjectID | None, new: ObjectID, who: bytes, message: bytes) -> None:
+        """Write into HEAD's reflog that the branch it is on was moved; raises as ``move``."""
+        with self._as_errors(b"logs/HEAD"):
+            self._log(b"HEAD", old, new, who, message)
+
     def put_head(self, ref: bytes, *, who: bytes, message: bytes) -> None:
         """Put HEAD on a branch, as ``git symbolic-ref`` with a reflog entry; raises as ``move``."""
         from dulwich.refs import HEADREF, Ref
@@ -220,11 +193,18 @@ class GitRefs:
             self._files.set_symbolic_ref(Ref(ref), Ref(target))
 
     def remove(self, ref: bytes, old: ObjectID) -> bool:
-        """Delete a ref if it is where it has to be; returns whether it was. Raises as ``move``."""
+        """Delete a ref and its reflog if it is where it has to be; returns whether it was. Raises as ``move``."""
         from dulwich.refs import Ref
 
         with self._as_errors(ref):
-            return self._files.remove_if_equals(Ref(ref), old)
+            if not self._files.remove_if_equals(Ref(ref), old):
+                return False
+        log = self.git.common / "logs" / os.fsdecode(ref)
+        with suppress(OSError):  # a directory that others need stays
+            log.unlink(missing_ok=True)
+            for above in list(log.parents)[: ref.count(b"/") - 1]:
+                above.rmdir()
+        return True
 
     @contextmanager
     def _as_errors(self, ref: bytes) -> Iterator[None]:
@@ -285,8 +265,8 @@ _LOGGED = (HEADS, b"refs/remotes/", b"refs/notes/")
 
 
 def signature(git: GitDir) -> bytes:
-    """A value that changes when HEAD or a branch does; costs a stat and the loose branches, imports nothing."""
-    parts = [_read(git.path / "HEAD")]
+    """A value that changes when HEAD, a mount's or a branch does; costs some small reads, imports nothing."""
+    parts = heads(git)
     for name in ("packed-refs", "reftable/tables.list"):
         try:
             found = os.stat(git.common / name)
@@ -295,6 +275,11 @@ def signature(git: GitDir) -> bytes:
             parts.append(b"")
     parts += [b"%s %s" % loose for loose in sorted(_loose(os.fsencode(git.common / "refs/heads")))]
     return b"\n".join(parts)
+
+
+def heads(git: GitDir) -> list[bytes]:
+    """What HEAD holds, here and in every mount."""
+    return [_read(each / "HEAD") for each in (git.path, *linked.private_directories(git))]
 
 
 def _loose(directory: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -314,27 +299,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes().strip()
     except OSError:
         return b""
-
-
-def checked_out(git: GitDir) -> dict[bytes, Path]:
-    """The branches that a checkout is on or is rebasing, by full ref name: moving them is not for others."""
-    places = {git.common: git.common.parent if git.common.name == ".git" else git.common}
-    for private in (git.common / "worktrees").glob("*"):
-        places[private] = Path(os.fsdecode(_read(private / "gitdir"))).parent
-    places[git.path] = git.checkout
-    found = {}
-    for private, checkout in places.items():
-        for name in ("HEAD", "rebase-merge/head-name", "rebase-apply/head-name"):
-            held = _read(private / name).removeprefix(_SYMBOLIC)
-            if held.startswith(HEADS):
-                found[held] = checkout
-    return found
-
-
-def unfinished(git: GitDir) -> str | None:
-    """What git is in the middle of in a checkout: ``merge``, ``cherry-pick`` or ``revert``; None: nothing."""
-    files = {"merge": "MERGE_HEAD", "cherry-pick": "CHERRY_PICK_HEAD", "revert": "REVERT_HEAD"}
-    return next((what for what, name in files.items() if (git.path / name).exists()), None)
 
 
 def _text(name: bytes | str) -> str:

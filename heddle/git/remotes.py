@@ -25,11 +25,18 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Another repository, by name; pushes go to ``push_url``, which is mostly the same."""
+    """Another repository, by name.
+
+    Attributes:
+        url: where it is fetched from.
+        push_url: where pushes go, which is mostly the same.
+        promisor: it has promised the blobs that are not here (git-config(1), remote.<name>.promisor).
+    """
 
     name: str
     url: str
     push_url: str
+    promisor: bool = False
 
 
 def remotes(repo: Repository) -> list[Remote]:
@@ -55,8 +62,11 @@ def remotes(repo: Repository) -> list[Remote]:
         if url is None:
             continue
         push = config[section].get(b"pushurl") or url
-        texts = [each.decode(errors="surrogateescape") for each in (section[1] or b"", url, push)]
-        found.append(Remote(*texts))
+        called, url_text, push_text = (
+            each.decode(errors="surrogateescape") for each in (section[1] or b"", url, push)
+        )
+        promisor = bool(config.get_boolean(section, b"promisor", False))
+        found.append(Remote(called, url_text, push_text, promisor))
     return sorted(found, key=lambda remote: remote.name)
 
 
@@ -72,8 +82,11 @@ def remote(repo: Repository, name: str) -> Remote:
     raise DataError(f"no remote '{name}'", hint=f"heddle remote add {name} URL")
 
 
-def add(repo: Repository, name: str, url: str) -> Remote:
+def add(repo: Repository, name: str, url: str, *, lazy: bool = False) -> Remote:
     """Remember a remote.
+
+    Args:
+        lazy: blobs are left there until they are needed; so it is as well for the first remote of a lazy clone.
 
     Raises:
         UsageError: the name or the URL can't be one.
@@ -86,11 +99,15 @@ def add(repo: Repository, name: str, url: str) -> Remote:
         raise UsageError(f"{url!r} can't be the address of a remote")
     if any(each.name == name for each in remotes(repo)):
         raise DataError(f"remote '{name}' exists", hint=f"heddle remote remove {name}")
+    promised = bool(repo.store.promises) and not any(each.promisor for each in remotes(repo))
+    lazy = lazy or promised  # somebody has to bring what a lazy clone was promised
     quoted = '"' + url.replace("\\", "\\\\").replace('"', '\\"') + '"'
     section = f'[remote "{name}"]\n\turl = {quoted}\n'
     section += f"\tfetch = +refs/heads/*:refs/remotes/{name}/*\n"
+    if lazy:
+        section += "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
     _edit(_file(repo), lambda text: _ended(text) + section.encode(errors="surrogateescape"))
-    return Remote(name, url, url)
+    return Remote(name, url, url, lazy)
 
 
 def remove(repo: Repository, name: str) -> None:

@@ -6,11 +6,13 @@ network's exceptions to heddle's errors. What is fetched and pushed is ``fetchin
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from shutil import which
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from heddle.errors import (
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _T = TypeVar("_T")
+DEFAULT_TIMEOUT = "30"
+"""Seconds that a server may be silent, where ``fetch.timeout`` does not say it."""
+_SCHEMES = ("https", "http", "ssh", "git", "file", "git+ssh", "ssh+git")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_UNPACK = re.compile(r"(?:b')?unpack (.*?)'?$")
+_PERCENT = re.compile(rb": +\d+(%|, done\.$|$)")
 _COUNTED = re.compile(rb"\((\d+)/(\d+)\)")
 
 
@@ -61,17 +69,21 @@ def talk(repo: Repository, url: str, operation: str, use: Callable[[GitClient, A
         UsageError: the address is none.
         RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say.
     """
+    import logging
+
     from dulwich.client import HTTPUnauthorized
 
+    # What dulwich warns of (a server without filters) is said where it matters, and not on stderr.
+    logging.getLogger("dulwich.client").addHandler(logging.NullHandler())
     with talking_to(url):
         try:
-            return use(*_client(repo, url, operation, {}))
+            return _use(use, *_client(repo, url, operation, {}))
         except HTTPUnauthorized:
             credentials = _credentials(repo, url)
             if credentials is None:
                 raise
         try:
-            done = use(*_client(repo, url, operation, credentials))
+            done = _use(use, *_client(repo, url, operation, credentials))
         except HTTPUnauthorized:
             _tell_git(repo, "reject", url, credentials)
             raise
@@ -79,28 +91,89 @@ def talk(repo: Repository, url: str, operation: str, use: Callable[[GitClient, A
         return done
 
 
+def _use(use: Callable[[GitClient, Any], _T], client: GitClient, path: Any) -> _T:
+    try:
+        return use(client, path)
+    finally:
+        client.close()
+
+
 def _client(
     repo: Repository, url: str, operation: str, credentials: Mapping[str, Any]
 ) -> tuple[GitClient, Any]:
     """The client for an address. What is local is served by stock git, so that its hooks and refusals hold."""
-    from dulwich.client import (
-        LocalGitClient,
-        SubprocessGitClient,
-        get_transport_and_path,
-    )
+    from dulwich import client as clients
+
+    from heddle.git import connection
 
     if url.startswith("-") or "::" in url.split("/", 1)[0]:
         raise UsageError(f"{url!r} can't be the address of a remote")
-    client, path = get_transport_and_path(
-        url, config=_config(repo), operation=operation, quiet=True, **credentials
+    scheme, has_scheme, _ = url.partition("://")
+    if has_scheme and _SCHEME.fullmatch(scheme) and scheme.lower() not in _SCHEMES:
+        raise UsageError(f"no way is known to {url!r}", hint=f"one of {', '.join(_SCHEMES)}")
+    config = _config(repo)
+    client, path = clients.get_transport_and_path(
+        url, config=config, operation=operation, quiet=True, **credentials
     )
-    if isinstance(client, LocalGitClient):
-        from shutil import which
-
-        if which("git") is None:
+    silence_s = timeout_s(repo)
+    environment = repo.environment
+    if isinstance(client, clients.LocalGitClient | clients.SubprocessGitClient):
+        if which("git", path=environment.get("PATH")) is None:
             raise Unavailable("git is not installed, and serves local addresses", hint="install it")
-        client = SubprocessGitClient(quiet=True)
+        dial = connection.to_local_git(environment, silence_s, repo.path)
+        return connection.Conversation(dial), path
+    if isinstance(client, clients.SSHGitClient):
+        # This is also what dulwich makes of an address that does not parse.
+        if has_scheme and "ssh" not in scheme:
+            raise UsageError(f"{url!r} can't be the address of a remote")
+        command = _get(config, b"core", b"sshCommand")
+        dial = connection.over_ssh(
+            client.host, client.port, client.username, environment, command, silence_s
+        )
+        return connection.Conversation(dial), path
+    if isinstance(client, clients.TCPGitClient) and client._proxy_command is None:
+        dial = connection.over_tcp(client._host, client._port, silence_s)
+        return connection.Conversation(dial), path
+    if isinstance(client, clients.Urllib3HttpGitClient):
+        _set_up_http(client, config, environment, silence_s)
     return client, path
+
+
+def timeout_s(repo: Repository) -> float:
+    """How long a server may be silent: ``fetch.timeout``, in seconds."""
+    return repo.config.number("fetch.timeout", DEFAULT_TIMEOUT)
+
+
+def _set_up_http(
+    client: Any, config: Any, environment: Mapping[str, str], silence_s: float
+) -> None:
+    """What dulwich leaves out of git's settings for HTTP (git-config(1), git(1)), and the timeout."""
+    import urllib3
+
+    pool = client.pool_manager.connection_pool_kw
+    pool["timeout"] = urllib3.Timeout(connect=silence_s, read=silence_s)
+    pool["retries"] = urllib3.Retry(0, redirect=10)
+    for name, key, variable in (
+        ("ca_certs", b"sslCAInfo", "GIT_SSL_CAINFO"),
+        ("ca_cert_dir", b"sslCAPath", "GIT_SSL_CAPATH"),
+        ("cert_file", b"sslCert", "GIT_SSL_CERT"),
+        ("key_file", b"sslKey", "GIT_SSL_KEY"),
+    ):
+        value = environment.get(variable) or (not pool.get(name) and _get(config, b"http", key))
+        if value:
+            home = environment.get("HOME", "~")
+            pool[name] = home + value[1:] if value.startswith("~/") else value
+    if environment.get("GIT_SSL_NO_VERIFY"):
+        pool["cert_reqs"] = "CERT_NONE"
+
+
+def _get(config: Any, section: bytes, key: bytes) -> str | None:
+    """One of git's settings, or None."""
+    try:
+        found = config.get((section,), key)
+    except KeyError:
+        return None
+    return found.decode(errors="surrogateescape") if found else None
 
 
 def _config(repo: Repository) -> Any:
@@ -171,7 +244,7 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
     from dulwich.errors import GitProtocolError, HangupException, NotGitRepository
     from dulwich.pack import UnresolvedDeltas
 
-    from heddle.objects.gitdir import DAMAGE
+    from heddle.objects.bridge import DAMAGE
 
     if isinstance(error, NotGitRepository):
         return RemoteNotFound(f"there is no git repository at {url}", hint="heddle remote list")
@@ -180,11 +253,22 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
             f"{url} wants credentials, and git's helpers have none that it takes",
             hint="git credential-store, or credential.helper in git's configuration",
         )
+    if isinstance(error, NotImplementedError):
+        return RemoteFailed(
+            f"{url} is served by a plain web server, to which nothing can be pushed"
+        )
     if isinstance(error, GitProtocolError):
         return _protocol_error(url, error, hung_up=isinstance(error, HangupException))
     if isinstance(error, UnresolvedDeltas | KeyError):
         return RemoteFailed(f"{url} sent a pack that needs objects which are not here: {error}")
-    if isinstance(error, ConnectionResetError | BrokenPipeError | TimeoutError):
+    if isinstance(error, OSError) and error.errno in _OF_OUR_DISK:
+        return None
+    if isinstance(error, TimeoutError) or "ReadTimeout" in repr(error):
+        return RemoteUnreachable(
+            f"{url} was silent for too long",
+            hint="run it again later; heddle config set fetch.timeout SECONDS for longer",
+        )
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
         return RemoteFailed(f"{url} ended the connection: {error}", hint="run it again")
     if isinstance(error, ConnectionError) or type(error).__name__ in ("gaierror", "herror"):
         return RemoteUnreachable(f"{url} can't be reached: {error}", hint="run it again later")
@@ -197,6 +281,7 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
     return None
 
 
+_OF_OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 _UNREACHABLE = (
     *("NewConnectionError", "NameResolution", "ConnectTimeout", "Connection refused"),
     *("Could not resolve", "timed out", "No route to host"),
@@ -210,10 +295,28 @@ def _protocol_error(url: str, error: Exception, *, hung_up: bool) -> HeddleError
         return RemoteUnreachable(f"{url} can't be reached: {said}", hint="run it again later")
     if any(word in said.lower() for word in _NOT_THERE):
         return RemoteNotFound(f"there is no git repository at {url}: {said}")
-    if "ermission denied" in said:
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return NotPermitted(
+            f"{url} has a certificate that is not trusted here",
+            hint="git config http.sslCAInfo FILE, if it is one of your own",
+        )
+    if "dubious ownership" in said:
+        return NotPermitted(
+            f"{url} belongs to somebody else there: {said}",
+            hint="there: git config --global --add safe.directory DIRECTORY",
+        )
+    if "ermission denied" in said or "Host key verification failed" in said:
         return NotPermitted(f"{url} does not let us in: {said}")
+    if found := _UNPACK.match(said):
+        return RemoteFailed(f"{url} could not take what was pushed: {found[1]}")
+    hung_up = hung_up or "does not match length prefix" in said
     what = "ended the connection" if hung_up else "does not speak as a git server does"
     return RemoteFailed(f"{url} {what}: {said}", hint="run it again")
+
+
+def is_progress(line: bytes) -> bool:
+    """Whether a server counts in a line what it is doing (``Resolving deltas: 50% (1/2)``)."""
+    return bool(_COUNTED.search(line)) or bool(_PERCENT.search(line))
 
 
 def sideband(progress: Progress | None) -> Callable[[bytes], None] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeAlias
 
 from heddle.mount import upper as up
 from heddle.mount.files import Files
@@ -21,11 +23,8 @@ from heddle.mount.shell import (
     NotSupported,
     Stale,
 )
-from heddle.mount.upper import Marks
+from heddle.mount.upper import NO_MARKS, Marks
 from heddle.mount.view import stat_key
-
-if TYPE_CHECKING:
-    pass
 
 _XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -35,12 +34,15 @@ class Attributes(Files):
 
     # --- attributes -----------------------------------------------------------------------------------
 
-    def _attributes_change(self, node: FileNode) -> None:
-        """The change time moves on: the one kept over a capture no longer holds."""
+    def _attributes_change(self, node: Node) -> None:
+        """The change time is about to move on: one that was noted no longer holds. Before the change, not after."""
+        if isinstance(node, DirNode):
+            if node.kept is not None:
+                self._mark_directory(node, kept=None)
+            return
+        assert isinstance(node, FileNode)
         if node.marks is not None and node.marks.ctime_ns is not None:
-            node.marks.ctime_ns = None
-            if node.fd >= 0 or node.parent is not None:
-                self._write_marks(node)
+            self._write_marks(node, node.marks._replace(ctime_ns=None))
 
     def set_attrs(self, node: NodeId, update: AttrUpdate, caller: Caller) -> Attrs:
         self._require_writable()
@@ -69,24 +71,28 @@ class Attributes(Files):
         if node.orphan:
             return
         fd = self.raise_dir(node)
-        if update.uid is not None or update.gid is not None:
-            os.fchown(fd, _or_keep(update.uid), _or_keep(update.gid))
-        if update.mode is not None:
-            upper = self._require_writable()
-            shown = stat.S_IMODE(update.mode)
-            real = upper.real_mode(shown, directory=True)
-            os.fchmod(fd, real)
-            if node.mode is not None or real != shown:
-                node.mode = shown if real != shown else None
-                self._mark_directory(node)
-        if update.atime_ns is not None or update.mtime_ns is not None:
-            status = os.fstat(fd)
-            os.utime(fd, ns=_times(status, update))
+        before = os.fstat(fd)
+        self._attributes_change(node)
+        with _undo_unless_done() as undo:
+            if update.uid is not None or update.gid is not None:
+                os.fchown(fd, _or_keep(update.uid), _or_keep(update.gid))
+                undo(os.fchown, fd, before.st_uid, before.st_gid)
+            if update.mode is not None:
+                shown = stat.S_IMODE(update.mode)
+                real = self._require_writable().real_mode(shown, directory=True)
+                os.fchmod(fd, real)
+                undo(os.fchmod, fd, stat.S_IMODE(before.st_mode))
+                if node.mode is not None or real != shown:
+                    undo(self._mark_directory, node, mode=node.mode)
+                    self._mark_directory(node, mode=shown if real != shown else None)
+            if update.atime_ns is not None or update.mtime_ns is not None:
+                os.utime(fd, ns=_times(before, update))
         if node.parent is not None:
-            self.touch(node.parent)
+            self.touch(node.parent, node.name)
 
     def _set_file_attrs(self, node: FileNode, update: AttrUpdate) -> None:
-        if update.mode is None and update.uid is None and update.gid is None:
+        is_owned = update.uid is not None or update.gid is not None
+        if update.mode is None and not is_owned:
             if update.atime_ns is None and update.mtime_ns is None:
                 return
             if update.mtime_ns is None and not node.upper:
@@ -94,14 +100,25 @@ class Attributes(Files):
         if node.orphan and node.fd < 0 and node.upper:
             return
         self.copy_up(node)
-        if update.uid is not None or update.gid is not None:
-            self._chown(node, _or_keep(update.uid), _or_keep(update.gid))
-        if update.mode is not None and not stat.S_ISLNK(node.mode):
-            self._chmod(node, stat.S_IMODE(update.mode))
-        if update.atime_ns is not None or update.mtime_ns is not None:
+        if update.mode is None and not is_owned:
             self._set_file_times(node, update)
-        self._attributes_change(node)
+        else:
+            self._set_file_access(node, update)
         self._touch_parents(node)
+
+    def _set_file_access(self, node: FileNode, update: AttrUpdate) -> None:
+        """Owner and mode, and whatever comes with them."""
+        before = self._status(node)
+        assert before is not None
+        with _undo_unless_done() as undo:
+            undo(self._write_marks, node, node.marks or NO_MARKS)
+            if update.uid is not None or update.gid is not None:
+                self._chown(node, _or_keep(update.uid), _or_keep(update.gid))
+                undo(self._chown, node, before.st_uid, before.st_gid)
+            if update.mode is not None and not stat.S_ISLNK(node.mode):
+                undo(self._chmod_real, node, stat.S_IMODE(before.st_mode))
+                self._chmod(node, stat.S_IMODE(update.mode))
+            self._set_file_times(node, update)
 
     def _chown(self, node: FileNode, uid: int, gid: int) -> None:
         if node.fd >= 0:
@@ -110,35 +127,55 @@ class Attributes(Files):
             directory, name = self._at(node)
             os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
 
+    def _chmod_real(self, node: FileNode, mode: int) -> None:
+        if node.fd >= 0:
+            os.fchmod(node.fd, mode)
+        else:
+            directory, name = self._at(node)
+            os.chmod(name, mode, dir_fd=directory)
+
     def _chmod(self, node: FileNode, shown: int) -> None:
         upper = self._require_writable()
         is_file = stat.S_ISREG(node.mode)
         real = upper.real_mode(shown) if is_file else shown
-        if node.fd >= 0:
-            os.fchmod(node.fd, real)
-        else:
-            directory, name = self._at(node)
-            os.chmod(name, real, dir_fd=directory)
-        marks = node.marks
+        self._chmod_real(node, real)
         # An ordinary user's session loses the real file's set-id bits when it fills in a captured file's bytes.
         is_kept = real != shown or (is_file and upper.widen and shown & 0o6000 != 0)
-        if is_kept or (marks is not None and marks.mode is not None):
-            node.marks = marks = marks or Marks()
-            marks.mode = shown if is_kept else None
-            self._write_marks(node)
+        marks = node.marks or NO_MARKS
+        if is_kept or marks.mode is not None:
+            self._write_marks(node, marks._replace(mode=shown if is_kept else None))
         node.cleared = False
 
     def _set_file_times(self, node: FileNode, update: AttrUpdate) -> None:
+        """Times as given, and the change time in any case: what was noted of it no longer holds."""
         status = self._status(node)
         if status is None:
             return
-        times = _times(status, update)
-        marks = node.marks
-        keeps_content = marks is not None and (marks.blob or self.is_stored(status, marks))
-        if marks is not None and keeps_content and update.mtime_ns is not None:
-            marks.mtime_ns = update.mtime_ns
-            marks.ctime_ns = None
-            self._write_marks(node)
+        marks = self._marks_at(node, status, update)
+        if marks.blob is None:
+            self._write_marks(node, marks)
+        if update.atime_ns is not None or update.mtime_ns is not None:
+            self._touch_real(node, status, _times(status, update))
+        if marks.blob is not None:  # its marks alone say what it shows
+            self._write_marks(node, marks)
+
+    def _marks_at(self, node: FileNode, status: os.stat_result, update: AttrUpdate) -> Marks:
+        """What a file is to say of itself once its times are these."""
+        marks = node.marks or NO_MARKS
+        if not stat.S_ISREG(node.mode):
+            return marks
+        mtime_ns = update.mtime_ns
+        if mtime_ns is None:
+            mtime_ns = marks.times(status)[0]
+        if marks is NO_MARKS:  # nearly all: cheaper than a replacement
+            return Marks(mtime_ns=mtime_ns, ctime_ns=update.ctime_ns) if update.ctime_ns else marks
+        if not self.is_stored(status, marks):
+            marks = marks._replace(stored=None)
+        if marks.blob is None and marks.stored is None and update.ctime_ns is None:
+            return marks._replace(ctime_ns=None)
+        return marks._replace(mtime_ns=mtime_ns, ctime_ns=update.ctime_ns)
+
+    def _touch_real(self, node: FileNode, status: os.stat_result, times: tuple[int, int]) -> None:
         entry = self.known.get(node.real_ino)
         if node.fd >= 0:
             os.utime(node.fd, ns=times)
@@ -221,7 +258,7 @@ class Attributes(Files):
         else:
             assert isinstance(found, FileNode)
             self.copy_up(found)
-            self._attributes_change(found)
+        self._attributes_change(found)
         return found
 
     def _xattr_path(self, node: Node) -> bytes | int:
@@ -235,6 +272,17 @@ def _times(status: os.stat_result, update: AttrUpdate) -> tuple[int, int]:
     atime = status.st_atime_ns if update.atime_ns is None else update.atime_ns
     mtime = status.st_mtime_ns if update.mtime_ns is None else update.mtime_ns
     return atime, mtime
+
+
+Undo: TypeAlias = "Callable[..., object]"
+
+
+@contextmanager
+def _undo_unless_done() -> Iterator[Undo]:
+    """Steps that are to be seen all or not at all: each one done notes its opposite, for when a later one fails."""
+    with ExitStack() as undoing:
+        yield undoing.callback
+        undoing.pop_all()
 
 
 def _or_keep(owner: int | None) -> int:

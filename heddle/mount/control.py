@@ -210,11 +210,12 @@ def call(
 
 
 @contextmanager
-def pending(path: Path, op: str) -> Iterator[Callable[[], Message]]:
+def pending(path: Path, op: str) -> Iterator[Callable[[Emit], Message]]:
     """Ask for something that ends later; the block runs once the session has taken it up.
 
     Yields:
-        A function that waits for the answer. Leaving the block without calling it takes the request back.
+        A function that waits for the answer, and calls what it is given with each sign of life until then. Leaving
+        the block without calling it takes the request back.
 
     Raises:
         StaleMount, Busy, HeddleError: as ``call``.
@@ -225,7 +226,7 @@ def pending(path: Path, op: str) -> Iterator[Callable[[], Message]]:
         message = _next(path, lines)
         if "part" not in message:
             _outcome(message)
-        yield lambda: _answer(path, lines, None)
+        yield lambda part: _answer(path, lines, part)
 
 
 def _answer(path: Path, lines: _Lines, part: Emit | None) -> Message:
@@ -403,7 +404,15 @@ class ControlServer:
             with self._changed:
                 self._changed.wait_for(lambda: self._serving < _CONNECTIONS_MAX)
                 self._serving += 1
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except (
+                RuntimeError
+            ):  # no memory for a thread: this client is told nothing, the next one may be
+                connection.close()
+                with self._changed:
+                    self._serving -= 1
+                    self._changed.notify_all()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -11,18 +11,20 @@ names. The upper is the only memory of a change.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from heddle import faults
 from heddle.mount import upper as up
 from heddle.mount.attributes import Attributes
-from heddle.mount.files import CREATE_FLAGS, same_times
+from heddle.mount.files import CREATE_FLAGS
 from heddle.mount.lower import TreeEntries, subtree
-from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.nodes import DirNode, FileNode, Node, PinnedFile
 from heddle.mount.shell import (
     AlreadyExists,
     Attrs,
@@ -37,11 +39,13 @@ from heddle.mount.shell import (
     NotFound,
     PlatformShell,
 )
-from heddle.mount.upper import Marks
-from heddle.mount.view import DIRECTORY_FLAGS, check_length
+from heddle.mount.upper import NO_MARKS, Marks
+from heddle.mount.view import check_length
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
+
+log = logging.getLogger(__name__)
 
 MakeEntry = Callable[[int, bytes], None]
 
@@ -51,72 +55,123 @@ class ContentAddressedMount(Attributes, PlatformShell):
 
     # --- making and removing names -------------------------------------------------------------------
 
-    def _place(self, parent: NodeId, name: bytes) -> tuple[DirNode, int, bool]:
-        """Check that a name can be made; returns its directory, the descriptor, and whether a whiteout is there."""
+    def _place(self, parent: NodeId, name: bytes) -> tuple[DirNode, bool]:
+        """Check that a name can be made; returns its directory, now in the upper, and whether a whiteout is there."""
         directory = self._live_dir(parent)
         self._require_writable()
         check_length(name)
         if self.child(directory, name) is not None:
             raise AlreadyExists
-        fd = self.raise_dir(directory)
-        return directory, fd, name in self.names(directory)
+        self.raise_dir(directory)
+        return directory, name in self.names(directory)
 
-    def _new_file(
-        self, directory: DirNode, name: bytes, status: os.stat_result, shown_mode: int
-    ) -> FileNode:
-        """The node of a file just made, under a number that no live node has."""
-        node = FileNode(status.st_ino, directory, name, status.st_mode)
+    def _make(
+        self, node: Node, caller: Caller, make: MakeEntry, *, mode: int, whiteout: bool
+    ) -> None:
+        """Make the entry of a new node at its name: whole, or not at all.
+
+        In its place if one call makes it; what takes more is made in ``work`` and moved.
+
+        Args:
+            node: a directory's or a file's, with parent and name; gets its number and its marks here.
+            caller: who asks; the entry becomes theirs.
+            make: makes an entry in a directory under a name, with the session's owner.
+            mode: permission bits to show.
+            whiteout: one is there.
+        """
+        directory, name = node.parent, node.name
+        assert directory is not None
+        upper = self._require_writable()
+        owner = self._owner(directory, caller, staged=whiteout)
+        if whiteout or owner is not None:
+            with upper.staged() as temporary:
+                make(upper.work, temporary)
+                self._describe(node, upper.work, temporary, owner, mode)
+                if isinstance(node, DirNode):
+                    if whiteout:
+                        up.set_opaque(up.entry_path(upper.work, temporary))
+                    upper.publish_directory(temporary, self.fd(directory), name)
+                else:
+                    upper.publish(temporary, self.fd(directory), name)
+        else:
+            fd = self.fd(directory)
+            make(fd, name)
+            with up.undone(fd, name):
+                self._describe(node, fd, name, None, mode)
         node.upper = True
-        node.real_ino = status.st_ino
-        self.known.pop(node.real_ino, None)
-        if node.ino in self.nodes:
-            node.ino = self._lower_ino(node.ino, name)
-            node.marks = Marks()
-            node.marks.ino = node.ino
-        if stat.S_IMODE(status.st_mode) != shown_mode:
-            node.marks = node.marks or Marks()
-            node.marks.mode = shown_mode
         self._add(node, directory, name)
         self.names(directory)[name] = False
         self.touch(directory, name)
-        return node
+
+    def _owner(self, directory: DirNode, caller: Caller, *, staged: bool) -> tuple[int, int] | None:
+        """Whose a new entry is: who asked; its group the directory's where that is set-gid (inode_init_owner).
+
+        None where the file system below gives it to them by itself.
+        """
+        if not self._as_root:
+            return None
+        above = os.fstat(self.fd(directory))
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
+        is_inherited = not staged and (caller.uid, caller.gid) == (0, 0)
+        return None if is_inherited or (caller.uid, gid) == (0, 0) else (caller.uid, gid)
+
+    def _describe(
+        self, node: Node, where: int, name: bytes, owner: tuple[int, int] | None, mode: int
+    ) -> None:
+        """Give an entry just made its owner and mode, and its node a number that no live node has."""
+        if owner is not None:
+            os.chown(name, *owner, dir_fd=where, follow_symlinks=False)
+        if isinstance(node, FileNode) and node.fd >= 0:
+            status = os.fstat(node.fd)
+        else:
+            status = os.stat(name, dir_fd=where, follow_symlinks=False)
+        is_link = stat.S_ISLNK(status.st_mode)
+        real = stat.S_IMODE(status.st_mode) if is_link else self._real_mode(status.st_mode, mode)
+        if real != stat.S_IMODE(status.st_mode):  # chown(2) or a command's umask took from it
+            os.chmod(name, real, dir_fd=where)
+        node.ino = status.st_ino
+        marks = Marks(mode=None if is_link or real == mode else mode)
+        if node.ino in self.nodes:
+            node.ino = self._lower_ino(node.ino, name)
+            marks = marks._replace(ino=node.ino)
+        if isinstance(node, FileNode):
+            node.mode = stat.S_IFMT(status.st_mode) | mode
+            node.real_ino = status.st_ino
+            self.known.pop(node.real_ino, None)
+            node.marks = None if marks == NO_MARKS else marks
+        elif isinstance(node, DirNode):
+            node.mode = marks.mode
+        if stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            self._require_writable().set_number(status.st_ino, marks.ino)
+        elif marks != NO_MARKS:
+            up.write_marks(up.entry_path(where, name), marks)
+
+    def _real_mode(self, kind: int, mode: int) -> int:
+        """The permission bits of the real entry of something that shows these."""
+        upper = self._require_writable()
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            return upper.real_mode(mode, directory=stat.S_ISDIR(kind))
+        return mode
 
     def create_file(self, parent: NodeId, name: bytes, mode: int, caller: Caller) -> Attrs:
-        directory, fd, whiteout = self._place(parent, name)
+        directory, whiteout = self._place(parent, name)
         upper = self._require_writable()
         self.require_descriptor()
+        node = FileNode(0, directory, name, 0)
         real = upper.real_mode(mode)
-        if whiteout:
-            with upper.staged() as temporary:
-                file = os.open(temporary, CREATE_FLAGS, real, dir_fd=upper.work)
-                self._give_to_caller(file, directory, caller, real)
-                upper.publish(temporary, fd, name)
-        else:
-            file = os.open(name, CREATE_FLAGS, real, dir_fd=fd)
-            self._give_to_caller(file, directory, caller, real)
-        faults.reach("core.file-made")
-        node = self._new_file(directory, name, os.fstat(file), mode & 0o7777)
-        node.fd = file
-        if node.marks is not None:
-            self._write_marks(node)
+
+        def make(where: int, entry: bytes) -> None:
+            node.fd = os.open(entry, CREATE_FLAGS, real, dir_fd=where)
+            faults.reach("core.file-made")
+
+        try:
+            self._make(node, caller, make, mode=mode & 0o7777, whiteout=whiteout)
+        except BaseException:
+            self._close_file(node)
+            raise
         node.privileged = caller.uid == 0
         node.opens = node.writers = 1
         return self.attrs_of(node)
-
-    def _give_to_caller(
-        self, where: int, directory: DirNode, caller: Caller, mode: int, name: bytes | None = None
-    ) -> None:
-        """Owner of a new file: who asked; its group the directory's where that is set-gid (inode_init_owner)."""
-        if not self._as_root:
-            return
-        above = os.fstat(self.fd(directory))
-        gid = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
-        if name is not None:
-            os.chown(name, caller.uid, gid, dir_fd=where, follow_symlinks=False)
-        elif (caller.uid, gid) != (0, 0) or above.st_mode & stat.S_ISGID:
-            os.fchown(where, caller.uid, gid)
-            if mode & 0o6000:  # chown(2) cleared them
-                os.fchmod(where, mode & 0o7777)
 
     def make_node(self, parent: NodeId, name: bytes, mode: int, rdev: int, caller: Caller) -> Attrs:
         if stat.S_ISREG(mode):
@@ -130,81 +185,51 @@ class ContentAddressedMount(Attributes, PlatformShell):
 
         def make(where: int, entry: bytes) -> None:
             os.mknod(entry, mode, rdev, dir_fd=where)
+            faults.reach("core.special-made")
 
-        return self._make_special(parent, name, caller, make)
+        return self._make_special(parent, name, stat.S_IMODE(mode), caller, make)
 
     def create_symlink(self, parent: NodeId, name: bytes, target: bytes, caller: Caller) -> Attrs:
         def make(where: int, entry: bytes) -> None:
             os.symlink(target, entry, dir_fd=where)
 
-        return self._make_special(parent, name, caller, make)
+        return self._make_special(parent, name, 0o777, caller, make)
 
-    def _make_special(self, parent: NodeId, name: bytes, caller: Caller, make: MakeEntry) -> Attrs:
-        directory, fd, whiteout = self._place(parent, name)
-        upper = self._require_writable()
-        if whiteout:
-            with upper.staged() as temporary:
-                make(upper.work, temporary)
-                self._give_to_caller(upper.work, directory, caller, 0, temporary)
-                upper.publish(temporary, fd, name)
-        else:
-            make(fd, name)
-            self._give_to_caller(fd, directory, caller, 0, name)
-        faults.reach("core.special-made")
-        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        node = self._new_file(directory, name, status, stat.S_IMODE(status.st_mode))
+    def _make_special(
+        self, parent: NodeId, name: bytes, mode: int, caller: Caller, make: MakeEntry
+    ) -> Attrs:
+        directory, whiteout = self._place(parent, name)
+        node = FileNode(0, directory, name, 0)
+        self._make(node, caller, make, mode=mode, whiteout=whiteout)
         return self.attrs_of(node)
 
     def make_dir(self, parent: NodeId, name: bytes, mode: int, caller: Caller) -> Attrs:
-        directory, fd, whiteout = self._place(parent, name)
+        directory, whiteout = self._place(parent, name)
         upper = self._require_writable()
+        mode &= 0o7777
+        mode |= os.fstat(self.fd(directory)).st_mode & stat.S_ISGID  # inode_init_owner
         real = upper.real_mode(mode, directory=True)
-        if self._as_root and os.fstat(fd).st_mode & stat.S_ISGID:
-            mode, real = mode | stat.S_ISGID, real | stat.S_ISGID
-        if whiteout:
-            with upper.staged() as temporary:
-                self._make_real_dir(upper.work, temporary, directory, caller, real)
-                made = os.open(temporary, DIRECTORY_FLAGS, dir_fd=upper.work)
-                try:
-                    up.set_opaque(made)
-                finally:
-                    os.close(made)
-                upper.publish_directory(temporary, fd, name)
-        else:
-            self._make_real_dir(fd, name, directory, caller, real)
         node = DirNode(0, directory, name, None)
-        node.upper, node.explicit, node.names = True, whiteout, {}
-        node.ino = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
-        if node.ino in self.nodes:
-            node.ino = self._lower_ino(node.ino, name)
-            self._mark_directory(node)
-        self._add(node, directory, name)
-        self.names(directory)[name] = False
-        self.touch(directory)
-        if real != mode & 0o7777:
-            node.mode = mode & 0o7777
-            self._mark_directory(node)
-        return self.attrs_of(node)
+        node.explicit, node.names = whiteout, {}
 
-    def _make_real_dir(
-        self, where: int, name: bytes, parent: DirNode, caller: Caller, real: int
-    ) -> None:
-        os.mkdir(name, real, dir_fd=where)
-        faults.reach("core.directory-made")
-        if self._as_root:
-            self._give_to_caller(where, parent, caller, real, name)
-            os.chmod(name, real, dir_fd=where)
+        def make(where: int, entry: bytes) -> None:
+            os.mkdir(entry, real, dir_fd=where)
+            faults.reach("core.directory-made")
+
+        self._make(node, caller, make, mode=mode, whiteout=whiteout)
+        return self.attrs_of(node)
 
     def link(self, node: NodeId, parent: NodeId, name: bytes) -> Attrs:
         found = self._node(node)
         if isinstance(found, DirNode):
             raise NotAllowed
         assert isinstance(found, FileNode)
-        directory, fd, whiteout = self._place(parent, name)
+        directory, whiteout = self._place(parent, name)
         if found.orphan or found.parent is None:
             raise NotFound
         upper = self._require_writable()
         self.copy_up(found)
+        self._attributes_change(found)
         source = self.fd(found.parent)
         fd = self.fd(directory)
         if whiteout:
@@ -216,7 +241,6 @@ class ContentAddressedMount(Attributes, PlatformShell):
         faults.reach("core.linked")
         self._add_link(found, directory, name)
         self.names(directory)[name] = False
-        self._attributes_change(found)
         self.touch(directory, name)
         return self.attrs_of(found)
 
@@ -229,17 +253,27 @@ class ContentAddressedMount(Attributes, PlatformShell):
             raise NotFound
         if not isinstance(node, FileNode):
             raise IsADirectory
+        if isinstance(node, PinnedFile):
+            raise NotAllowed
         fd = self.raise_dir(directory)
-        status = self._status(node) if node.upper else None
+        names = self.names(directory)
+        status = self._before_name_goes(node)
         if name in self.lower.entries(directory.lower):
             upper.white_out(fd, name, replace=node.upper)
-            self.names(directory)[name] = True
+            names[name] = True
         else:
             faults.reach("core.before-unlink")
             os.unlink(name, dir_fd=fd)
-            self.names(directory).pop(name, None)
+            names.pop(name, None)
         self._lose_name(node, directory, name, status)
         self.touch(directory, name)
+
+    def _before_name_goes(self, node: FileNode) -> os.stat_result | None:
+        """What `_lose_name` needs to know of a file; if other names of it stay, its change time moves on."""
+        status = self._status(node) if node.upper else None
+        if status is not None and status.st_nlink > 1:
+            self._attributes_change(node)
+        return status
 
     def _lose_name(
         self, node: FileNode, directory: DirNode, name: bytes, status: os.stat_result | None
@@ -259,13 +293,21 @@ class ContentAddressedMount(Attributes, PlatformShell):
         left = 0 if status is None else status.st_nlink - 1
         node.links = links if left > 1 else None
         if left <= 0:
+            self._forget_number(node)
             node.orphan = True
-        self._attributes_change(node)
+            if node.marks is not None:
+                node.marks = node.marks._replace(ctime_ns=None)  # the real one's, which just moved
         if node.parent is None and node.fd < 0 and status is not None:
             last = _attrs_from(node.ino, status)
             node.last = last._replace(nlink=left, ctime_ns=time.time_ns())
         self.drop_if_unused(node)
         self.drop_if_unused(directory)
+
+    def _forget_number(self, node: FileNode) -> None:
+        """The file below is gone. What can't be removed is replaced when its real number comes again."""
+        if self.upper is not None and node.upper and node.real_ino in self.upper.numbers:
+            with suppress(OSError):
+                self.upper.set_number(node.real_ino, None)
 
     def is_empty(self, directory: DirNode) -> bool:
         """Say whether a directory shows no name."""
@@ -295,7 +337,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
             self._remove_real_dir(node, fd, name)
             del names[name]
         self._orphan_directory(node)
-        self.touch(directory)
+        self.touch(directory, name)
 
     def _remove_real_dir(self, node: DirNode, fd: int, name: bytes) -> None:
         """Remove an upper directory that shows nothing, whiteouts in it and all, in one step."""
@@ -306,7 +348,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
         temporary = upper.temporary_name()
         os.rename(name, temporary, src_dir_fd=fd, dst_dir_fd=upper.work)
         faults.reach("core.rmdir-moved-away")
-        up.remove_tree(upper.work, temporary)
+        upper.clear_away(temporary)
 
     def _orphan_directory(self, node: DirNode) -> None:
         parent = node.parent
@@ -356,10 +398,15 @@ class ContentAddressedMount(Attributes, PlatformShell):
         self.touch(target_dir, new_name)
         if isinstance(source, DirNode) or isinstance(target, DirNode):
             self.epoch += 1  # what is below was clean, or ignored, at another path
+            if self.journal is not None:
+                self.journal.note(source_dir, old_name + b"/")
+                self.journal.note(target_dir, new_name + b"/")
 
     def _check_replaceable(self, source: Node, target: Node | None) -> None:
         if target is None:
             return
+        if isinstance(target, PinnedFile):
+            raise NotAllowed
         if isinstance(source, DirNode) and not isinstance(target, DirNode):
             raise NotADirectory
         if isinstance(target, DirNode):
@@ -377,11 +424,11 @@ class ContentAddressedMount(Attributes, PlatformShell):
         fd = self.raise_dir(node)
         if node.explicit:
             return
-        node.explicit = True
         if node.lower is None:
             up.set_opaque(fd)
+            node.explicit = True
         else:
-            self._mark_directory(node)
+            self._mark_directory(node, explicit=True)
 
     def _exchange(
         self,
@@ -392,8 +439,10 @@ class ContentAddressedMount(Attributes, PlatformShell):
         target_dir: DirNode,
         new_name: bytes,
     ) -> None:
-        self._settle(source)
-        self._settle(target)
+        for node in (source, target):
+            self._settle(node)
+            self._attributes_change(node)
+        self.names(source_dir), self.names(target_dir)
         faults.reach("core.before-exchange")
         up.renameat2(
             self.fd(source_dir), old_name, self.fd(target_dir), new_name, up.RENAME_EXCHANGE
@@ -415,24 +464,22 @@ class ContentAddressedMount(Attributes, PlatformShell):
         upper = self._require_writable()
         self.raise_dir(target_dir)
         self._settle(source)
+        self._attributes_change(source)
         if isinstance(target, DirNode) and target.upper:
             self._clear_whiteouts(target)
-        status = None
-        if isinstance(target, FileNode) and target.upper:
-            status = self._status(target)
+        status = self._before_name_goes(target) if isinstance(target, FileNode) else None
         whiteout = old_name in self.lower.entries(source_dir.lower)
-        over_whiteout = self.names(target_dir).get(new_name) is True
+        source_names, target_names = self.names(source_dir), self.names(target_dir)
         old_fd, new_fd = self.fd(source_dir), self.fd(target_dir)
-        if over_whiteout and isinstance(source, DirNode):
-            self._swap_with_whiteout(old_fd, old_name, new_fd, new_name, keep=whiteout)
+        if target_names.get(new_name) is True and isinstance(source, DirNode):
+            whiteout = _swap_with_whiteout(old_fd, old_name, new_fd, new_name, keep=whiteout)
         else:
             upper.rename(old_fd, old_name, new_fd, new_name, whiteout=whiteout)
-        source_names = self.names(source_dir)
         if whiteout:
             source_names[old_name] = True
         else:
             source_names.pop(old_name, None)
-        self.names(target_dir)[new_name] = False
+        target_names[new_name] = False
         if isinstance(target, FileNode):
             self._lose_name(target, target_dir, new_name, status)
         elif isinstance(target, DirNode):
@@ -443,15 +490,6 @@ class ContentAddressedMount(Attributes, PlatformShell):
         self._change_name(source, source_dir, old_name, target_dir, new_name)
         self.drop_if_unused(source_dir)
 
-    def _swap_with_whiteout(
-        self, old_fd: int, old: bytes, new_fd: int, new: bytes, *, keep: bool
-    ) -> None:
-        """Move a directory onto a whiteout: rename(2) would refuse, so exchange them and keep the whiteout or not."""
-        up.renameat2(old_fd, old, new_fd, new, up.RENAME_EXCHANGE)
-        faults.reach("core.swapped-with-whiteout")
-        if not keep:
-            os.unlink(old, dir_fd=old_fd)
-
     def _clear_whiteouts(self, directory: DirNode) -> None:
         """Make an upper directory that shows nothing really empty; the view stays as it is at every step."""
         names = self.names(directory)
@@ -459,8 +497,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
             return
         fd = self.fd(directory)
         up.set_opaque(fd)
-        directory.lower, directory.explicit = None, True
-        self._mark_directory(directory)
+        self._mark_directory(directory, lower=None, explicit=True)
         for name in list(names):
             faults.reach("core.before-whiteout-goes")
             os.unlink(name, dir_fd=fd)
@@ -473,8 +510,6 @@ class ContentAddressedMount(Attributes, PlatformShell):
             node.parent, node.name = new_dir, new
         elif isinstance(node, FileNode) and node.links is not None:
             node.links = [(new_dir, new) if link == (old_dir, old) else link for link in node.links]
-        if isinstance(node, FileNode):
-            self._attributes_change(node)
 
     # --- for capture and status ----------------------------------------------------------------------
 
@@ -496,7 +531,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
         live = directory.children.get(name)
         if live is None and status.st_nlink > 1:
             marks = up.read_marks(up.entry_path(self.fd(directory), name))
-            live = self.nodes.get(status.st_ino if marks is None or not marks.ino else marks.ino)
+            live = self.nodes.get(self.number(status, marks))
         return live if isinstance(live, FileNode) and live.is_file(status.st_ino) else None
 
     def settle(self, directory: DirNode, name: bytes) -> None:
@@ -505,13 +540,18 @@ class ContentAddressedMount(Attributes, PlatformShell):
         if node is not None:
             self._settle(node)
 
+    def hide(self, directory: DirNode, name: bytes) -> None:
+        """Record that nothing is shown at a name which neither the upper nor the lower has."""
+        self.raise_dir(directory)
+        with self._unseen(directory) as fd:
+            self._require_writable().white_out(fd, name, replace=False)
+        self.names(directory)[name] = True
+
     def inherit(self, directory: DirNode, tree: ObjectID | None) -> None:
         """Let an upper directory take its lower from its place again, where it is ``tree``."""
-        directory.explicit = False
-        directory.lower = tree
-        fd = self.fd(directory)
-        up.clear_opaque(fd)
-        self._mark_directory(directory)
+        with self._unseen(directory) as fd:
+            up.clear_opaque(fd)
+            self._mark_directory(directory, explicit=False, lower=tree)
 
     def drop_whiteouts(self, directory: DirNode, below: TreeEntries) -> None:
         """Remove the whiteouts of an upper directory that hide nothing of what is below it."""
@@ -519,8 +559,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
         stale = [name for name, whiteout in names.items() if whiteout and name not in below]
         if not stale:
             return
-        fd = self.fd(directory)
-        with same_times(fd):
+        with self._unseen(directory) as fd:
             for name in stale:
                 faults.reach("core.before-stale-whiteout-goes")
                 os.unlink(name, dir_fd=fd)
@@ -535,9 +574,8 @@ class ContentAddressedMount(Attributes, PlatformShell):
         node = directory.children.get(name)
         status = None
         if name in names:
-            fd = self.fd(directory)
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            with same_times(fd):
+            with self._unseen(directory) as fd:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if not self._remove_real(fd, name, status):
                     return
             del names[name]
@@ -565,9 +603,9 @@ class ContentAddressedMount(Attributes, PlatformShell):
         for node in list(self.nodes.values()):
             self.drop_if_unused(node)
 
-    def set_time(self, node: FileNode, mtime_ns: int) -> None:
-        """Give a file a modification time of its own."""
-        self._set_file_times(node, AttrUpdate(mtime_ns=mtime_ns))
+    def set_times(self, node: FileNode, mtime_ns: int, ctime_ns: int) -> None:
+        """Give a file a modification and a change time to show."""
+        self._set_file_times(node, AttrUpdate(mtime_ns=mtime_ns, ctime_ns=ctime_ns))
 
     def mark_stored(
         self, directory: DirNode, name: bytes, status: os.stat_result, blob: ObjectID
@@ -575,17 +613,13 @@ class ContentAddressedMount(Attributes, PlatformShell):
         """Note on a real file that its bytes are a blob, keeping the times that it shows."""
         where = up.entry_path(self.fd(directory), name)
         live = self.live_file(directory, name, status)
-        if live is None:
-            marks = up.read_marks(where) or Marks()
-        else:
-            marks = live.marks = live.marks or Marks()
-        if marks.blob is not None or marks.stored == blob:
+        known = up.read_marks(where) if live is None else live.marks
+        if known is not None and (known.blob is not None or known.stored == blob):
             return
-        marks.stored = blob
-        marks.size, marks.mtime_ns = status.st_size, status.st_mtime_ns
-        if marks.ctime_ns is None:
-            marks.ctime_ns = status.st_ctime_ns
+        marks = self._keeping(status, known)._replace(stored=blob, size=status.st_size)
         up.write_marks(where, marks)
+        if live is not None:
+            live.marks = marks
 
     def open_for_writing(self) -> Iterator[FileNode]:
         """Files whose dirty pages the kernel may still hold."""
@@ -601,6 +635,23 @@ def _refuse_loop(node: Node, into: DirNode) -> None:
         if above is node:
             raise InvalidArgument
         above = above.parent
+
+
+def _swap_with_whiteout(old_fd: int, old: bytes, new_fd: int, new: bytes, *, keep: bool) -> bool:
+    """Move a directory onto a whiteout: rename(2) would refuse, so exchange them and keep the whiteout or not.
+
+    Returns:
+        whether a whiteout is at the old name now. One that was not to be kept hides nothing.
+    """
+    up.renameat2(old_fd, old, new_fd, new, up.RENAME_EXCHANGE)
+    faults.reach("core.swapped-with-whiteout")
+    if not keep:
+        try:
+            os.unlink(old, dir_fd=old_fd)
+        except OSError as error:
+            log.warning("a whiteout is left that hides nothing: %s", error)
+            return True
+    return keep
 
 
 def _link(source: int, name: bytes, target: int, new_name: bytes) -> None:

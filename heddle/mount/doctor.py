@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from heddle.errors import HeddleError
 from heddle.mount import mountpoint
 from heddle.mount.runtime import RuntimeDirectory
+from heddle.repo.names import overlay_dir
 
 if TYPE_CHECKING:
     from heddle.mount.lifecycle import MountInfo
@@ -29,6 +30,7 @@ Level = Literal["ok", "note", "wrong"]
 LOW_BYTES = 256 << 20
 """Less free space than this is wrong, in bytes: a capture writes what it records a second time."""
 LOW_INODES = 1000
+_SEE_DISK = "dmesg | tail; what waits for the disk goes on when it is back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,29 @@ def examine(repo: Repository | None, environment: Mapping[str, str]) -> list[Fin
             lambda: _database(repo),
             lambda: _indexes(repo),
             lambda: _sessions(repo, environment),
+            lambda: _overlays(repo),
             lambda: _park(repo),
+            lambda: _aside(repo),
         ]
-    return [finding for check in checks for finding in _guarded(check)]
+    return list(dict.fromkeys(finding for check in checks for finding in _guarded(check)))
+
+
+def examine_stalled(here: Path, environment: Mapping[str, str]) -> list[Finding]:
+    """What can be said of a repository whose disk does not answer: nothing here asks it.
+
+    Args:
+        here: in its working directory or in one of its mounts.
+        environment: as for ``examine``.
+    """
+    what = f"the disk below {here} does not answer"
+    found = [*examine(None, environment), Finding("disk", "wrong", what, _SEE_DISK)]
+    return found + _guarded(lambda: _judged(_around(here, environment)))
+
+
+def _around(here: Path, environment: Mapping[str, str]) -> list[MountInfo]:
+    from heddle.mount import lifecycle
+
+    return lifecycle.mounts_around(RuntimeDirectory.from_environment(environment), here)
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -192,16 +214,47 @@ def _database(repo: Repository) -> Iterator[Finding]:
 
 def _indexes(repo: Repository) -> Iterator[Finding]:
     problems = list(repo.store.verify_indexes())
+    problems += repo.store.verify_alternates()
     for problem in problems:
         yield Finding(problem.kind, "wrong", problem.what, problem.repair)
     if not problems:
         yield Finding("indexes", "ok", "every pack has a sound index")
 
 
+def _overlays(repo: Repository) -> Iterator[Finding]:
+    """What overlays say of themselves; whether their bytes are right is for ``fsck --full``."""
+    from heddle.mount import mend
+
+    found = 0
+    for label, directory, _base in mend.overlays(repo):
+        for flaw in mend.flaws(directory, repo.store, full=False):
+            found += 1
+            repair = "heddle unmount it if it is mounted, then heddle fsck --repair"
+            yield Finding("overlays", "wrong", f"{label}: {flaw.what}", repair)
+    if not found:
+        yield Finding("overlays", "ok", "every overlay can be read")
+
+
 def _sessions(repo: Repository, environment: Mapping[str, str]) -> Iterator[Finding]:
     from heddle.mount import lifecycle
 
     mounts = lifecycle.mounts(RuntimeDirectory.from_environment(environment), repo)
+    yield from _judged(mounts)
+    for each in mounts:
+        if each.state == "live" and each.thread is not None:
+            yield from _upper(repo, each.thread)
+
+
+def _upper(repo: Repository, thread: str) -> Iterator[Finding]:
+    """Somebody may have removed what a live session needs to keep changes in."""
+    upper = overlay_dir(repo, thread) / "upper"
+    if not upper.is_dir():
+        what = f"{upper} was removed under a live mount: it keeps no changes any more"
+        repair = f"heddle unmount {thread}; heddle mount {thread}"
+        yield Finding("upper", "wrong", what, repair)
+
+
+def _judged(mounts: list[MountInfo]) -> Iterator[Finding]:
     for each in mounts:
         if each.state != "live":
             yield _ill(each)
@@ -210,10 +263,14 @@ def _sessions(repo: Repository, environment: Mapping[str, str]) -> Iterator[Find
 
 
 def _ill(mount: MountInfo) -> Finding:
+    why = f": {mount.reason}" if mount.reason else ""
     if mount.state == "hung":
-        what = f"the session of {mount.mountpoint} does not answer"
-        return Finding("sessions", "wrong", what, f"heddle mount {mount.spec} wakes or replaces it")
-    what = f"the session of {mount.mountpoint} is dead; what it had unsaved is kept"
+        what = f"the session of {mount.mountpoint} hangs{why}"
+        repair = f"heddle mount {mount.spec} wakes or replaces it"
+        return Finding("sessions", "wrong", what, _SEE_DISK if mount.waits else repair)
+    what = f"the session of {mount.mountpoint} is dead{why}; what it had unsaved is kept"
+    if mount.gave_up:
+        what += f"; see {mount.log}"
     return Finding(
         "sessions", "wrong", what, f"heddle mount {mount.spec}, or heddle unmount --stale"
     )
@@ -230,3 +287,19 @@ def _park(repo: Repository) -> Iterator[Finding]:
         yield Finding("parked", "note", what, "heddle overlay drop --expired")
     else:
         yield Finding("parked", "ok", f"{len(parked)} parked overlays, none expired")
+
+
+def _aside(repo: Repository) -> Iterator[Finding]:
+    """What repairs have set aside is nobody's but people's to remove."""
+    from heddle.repo.aside import DAMAGED, unfinished
+
+    damaged = repo.heddle_dir / DAMAGED
+    if left := unfinished(repo.heddle_dir):
+        yield Finding(
+            "damaged", "wrong", f"{left[-1]}: a repair was killed", "heddle fsck --repair"
+        )
+    elif damaged.is_dir():
+        what = f"{damaged} holds what repairs have set aside"
+        yield Finding("damaged", "note", what, f"when it is not needed any more: rm -r {damaged}")
+    else:
+        yield Finding("damaged", "ok", "nothing is set aside")

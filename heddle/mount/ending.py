@@ -30,6 +30,7 @@ from heddle.mount.process import Holder, find_holders
 from heddle.mount.registry import Session, SessionState
 from heddle.mount.runtime import RuntimeDirectory, lock_within
 from heddle.mount.wire import Amount, path_of
+from heddle.repo import linked
 from heddle.repo.names import overlay_dir, valid_thread_name
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0
 """How long a session that does not answer is given, once asked to, before it is taken for dead."""
+_ELSEWHERE_S = 3.0  # an unmounted session that goes on for so long is kept by another name space
 
 
 class MountBusy(Busy):
@@ -112,7 +114,7 @@ def wake(session: Session, patience_s: float = PATIENCE_S) -> bool:
         answer = control.ping(session.record.socket, left_s)
         if answer is None:
             return False
-        if answer.get("loop") or answer.get("doing"):
+        if registry.serves(answer):
             return True
     return False
 
@@ -140,7 +142,7 @@ def end_process(session: Session) -> None:
 def _ask_to_stop(session: Session) -> None:
     assert session.record is not None
     try:
-        control.call(session.record.socket, "stop")
+        control.call(session.record.socket, "stop", {"unmount": True})
     except HeddleError:
         pass  # it will be told in another way
 
@@ -156,6 +158,8 @@ def clear(repo: Repository | None, session: Session, runtime: RuntimeDirectory) 
     faults.reach("unmount.before-detach")
     detached = mountpoint.detach_all(session.mountpoint, session.source)
     faults.reach("unmount.detached")
+    if repo is not None:
+        linked.clear(repo, registry.session_id(runtime, session))
     if session.record is not None:
         registry.forget(runtime, session.record, repo)
         if session.record.made_mountpoint:
@@ -279,7 +283,7 @@ def _answering(session: Session, *, kill: bool) -> Session:
     if wake(session):
         return session._replace(state="live")
     raise Busy(
-        f"the session of {session.mountpoint} does not answer",
+        f"the session of {session.mountpoint} hangs: {session.reason}",
         hint=f"heddle unmount --force {session.spec}",
     )
 
@@ -306,7 +310,7 @@ def _unmount_live(
             _detach(session)
             method = "detached"
         faults.reach("unmount.unmounted")
-        said = _last_words(result) if result else None
+        said = _last_words(session, result) if result else None
     if process is not None and not process.wait(PATIENCE_S):
         raise Busy(f"{session.mountpoint} is unmounted, but its session {process.pid} does not end")
     if said is not None:
@@ -317,10 +321,22 @@ def _unmount_live(
     return method, dirty_offline(repo, session.thread)
 
 
-def _last_words(result: Callable[[], control.Message]) -> control.Message | None:
-    """What the session says when it has tidied up; None when it died before that, and we have to."""
+def _last_words(
+    session: Session, result: Callable[[control.Emit], control.Message]
+) -> control.Message | None:
+    """What the session says when it has tidied up; None when it died before that, and we have to.
+
+    A mount that lives on in another mount name space (unshare(1), a container) keeps it serving. It is stopped then:
+    who unmounts means the session.
+    """
+    ends_at = time.monotonic() + _ELSEWHERE_S
+
+    def waiting(_sign: object) -> None:
+        if time.monotonic() > ends_at:
+            _ask_to_stop(session)
+
     try:
-        return result()
+        return result(waiting)
     except StaleMount:
         return None
 
@@ -337,7 +353,9 @@ def _wait_for_overlay(repo: Repository | None, session: Session) -> None:
         os.close(descriptor)
 
 
-def _ending(session: Session) -> AbstractContextManager[Callable[[], control.Message]]:
+def _ending(
+    session: Session,
+) -> AbstractContextManager[Callable[[control.Emit], control.Message]]:
     assert session.record is not None
     return control.pending(session.record.socket, "end")
 
@@ -368,7 +386,7 @@ def _detach(session: Session) -> None:
     if detached.reason is not None:
         raise StorageError(f"{session.mountpoint} can't be unmounted: {detached.reason}")
     if session.record is not None:
-        control.call(session.record.socket, "stop")
+        control.call(session.record.socket, "stop", {"unmount": True})
 
 
 # what is unsaved behind a session that is over
@@ -385,7 +403,8 @@ def dirty_offline(repo: Repository | None, thread: str | None) -> Amount | None:
     except HeddleError:
         return None
     try:
-        return Amount(*overlay.dirty())
+        unsaved = overlay.dirty_if_known()
+        return unsaved and Amount(*unsaved)
     finally:
         overlay.close()
 

@@ -1,8 +1,12 @@
-"""Following the thread: what an upper has to let go of before its overlay takes another base.
+"""What an upper has to say before its overlay takes another base: no more than that, or all that is seen.
 
-Only for an overlay without unsaved changes. What it holds then is equal to its base (kept for its times and inode
-numbers) or is in no state at all (ignored files, fifos). The former gives way where others changed something, the
-latter never does. No step here changes what is seen while the old base stands; moving the base is `overlay.py`'s.
+Others moved the thread: an overlay without unsaved changes shows the new base. What its upper holds then is equal to
+the old base (kept for its times and inode numbers) or is in no state at all (ignored files, fifos). The former gives
+way where others changed something, the latter never does.
+
+Git moved it, in the mount itself: the files are as git wants them, and the view stays as it is (`keep_view`).
+
+No step here changes what is seen while the old base stands; moving the base is `overlay.py`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.depth import any_depth
-from heddle.mount.lower import TreeEntries, subtree
+from heddle.mount.lower import GITLINK, TreeEntries, subtree
 from heddle.mount.nodes import DirNode, Node
 
 if TYPE_CHECKING:
@@ -41,6 +45,57 @@ def give_way(core: ContentAddressedMount, old: ObjectID | None, new: ObjectID | 
     with any_depth():
         _inherit(core, core.root, old)
         _let_go(core, core.root, old, new)
+
+
+def keep_view(core: ContentAddressedMount, old: ObjectID | None, new: ObjectID | None) -> None:
+    """Have the upper say by itself all that a new base would show otherwise.
+
+    Args:
+        core: any view on ``old``.
+        old: root tree of the present base.
+        new: root tree of the one to come.
+    """
+    with any_depth():
+        _keep_directory(core, core.root, old, new)
+
+
+def _keep_directory(
+    core: ContentAddressedMount, directory: DirNode, old: ObjectID | None, new: ObjectID | None
+) -> None:
+    """One directory whose lower is the base's at its place, and will be."""
+    before, after = core.lower.entries(old), core.lower.entries(new)
+    changed = {*before, *after} if old != new else set()
+    with _held(directory):
+        for name in sorted(name for name in changed if before.get(name) != after.get(name)):
+            has_upper = directory.upper and name in core.names(directory)
+            if has_upper:
+                _keep_upper(core, directory, name, before, after)
+            elif name in before:
+                if not all(entries.get(name, (0,))[0] == GITLINK for entries in (before, after)):
+                    core.settle(directory, name)
+            else:
+                core.hide(directory, name)
+
+
+def _keep_upper(
+    core: ContentAddressedMount,
+    directory: DirNode,
+    name: bytes,
+    before: TreeEntries,
+    after: TreeEntries,
+) -> None:
+    """A name with a place in the upper: only through a directory does the base show."""
+    if core.names(directory)[name]:
+        return
+    node = core.child(directory, name)
+    if not isinstance(node, DirNode) or node.explicit:
+        core.drop_if_unused(node)
+        return
+    if name in after and stat.S_ISDIR(after[name][0]):
+        _keep_directory(core, node, subtree(before, name), subtree(after, name))
+    elif node.lower is not None:
+        core.settle(directory, name)
+    core.drop_if_unused(node)
 
 
 @contextmanager

@@ -11,7 +11,10 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
@@ -19,11 +22,13 @@ import trio
 
 from heddle.errors import HeddleError
 from heddle.mount import shell
+from heddle.mount.ahead import Ahead
 from heddle.mount.core import ContentAddressedMount
-from heddle.mount.jobs import in_thread
+from heddle.mount.jobs import from_remote, in_thread
 from heddle.mount.jobs import waiting as waiting_for
-from heddle.mount.nodes import DirNode, FileNode
+from heddle.mount.nodes import DirNode, FileNode, PinnedFile
 from heddle.mount.shell import Attrs, AttrUpdate, Caller, NodeId
+from heddle.objects.promised import ObjectNotHere
 
 if TYPE_CHECKING:
     _Handlers = object  # the decorators below make the signatures; pyfuse3's are checked by running
@@ -53,6 +58,18 @@ _ERRNO: dict[type[shell.MountError], int] = {
     shell.Corrupt: errno.EIO,
 }
 
+# What no program's mistake leads to: the disk is full or failing, or what belongs to us was taken away.
+_FROM_BELOW = frozenset(
+    (
+        *(errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE),
+        *(errno.EBADF, errno.ENOENT, errno.ESTALE),
+    )
+)
+_SILENCE_S = 600.0
+_complained_s: dict[int, float] = {}  # by errno: when it was last said
+NO_THREAD = "can't start new thread"
+"""What Python's RuntimeError says where the kernel has no memory for one more thread."""
+
 Result = TypeVar("Result")
 
 
@@ -63,14 +80,25 @@ def to_fuse_error(error: Exception) -> pyfuse3.FUSEError:
     if isinstance(error, shell.MountError):
         return pyfuse3.FUSEError(_ERRNO[type(error)])
     if isinstance(error, OSError) and error.errno is not None:
-        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EBADF):
-            log.warning("the file system below: %s", error)
+        if error.errno in _FROM_BELOW:
+            _complain(error.errno, error)
         return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, MemoryError) or str(error) == NO_THREAD:
+        log.warning("no memory for an operation")
+        return pyfuse3.FUSEError(errno.ENOMEM)
     if isinstance(error, HeddleError):
-        log.error("%s", error.message)
+        log.error("%s%s", error.message, f" ({error.hint})" if error.hint else "")
         return pyfuse3.FUSEError(errno.EIO)
     log.exception("unexpected error in a callback", exc_info=error)
     return pyfuse3.FUSEError(errno.EIO)
+
+
+def _complain(number: int, error: OSError) -> None:
+    """Say what is wrong below, once in a while: every request would say the same."""
+    now_s = time.monotonic()
+    if now_s - _complained_s.get(number, -_SILENCE_S) >= _SILENCE_S:
+        _complained_s[number] = now_s
+        log.warning("the file system below: %s; not said again for ten minutes", error)
 
 
 def at_once(handler: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
@@ -127,6 +155,13 @@ def _absent() -> pyfuse3.EntryAttributes:
     return entry
 
 
+def _nameless(attrs: Attrs) -> pyfuse3.EntryAttributes:
+    """What a listing says of a file that nobody may take for known."""
+    entry = entry_attributes(attrs)
+    entry.entry_timeout = entry.attr_timeout = 0
+    return entry
+
+
 class Handle:
     """One open file or directory.
 
@@ -160,16 +195,58 @@ class Operations(_Handlers):
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._filling: dict[NodeId, trio.Lock] = {}
-        self._shown_mtimes: dict[NodeId, int] = {}
+        self._shown_times: dict[NodeId, tuple[int, int]] = {}
+
+    @cached_property
+    def _sizes(self) -> Ahead:
+        return Ahead(self.core.lower, sizes=True)
+
+    @cached_property
+    def _contents(self) -> Ahead:
+        return Ahead(self.core.lower, sizes=False)
 
     # --- names -----------------------------------------------------------------------------------
 
-    @at_once
-    def lookup(self, parent: NodeId, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent: NodeId, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        try:
+            return self._lookup(parent, name)
+        except ObjectNotHere:
+            return await self._lookup_promised(parent, name)
+        except Exception as error:
+            raise to_fuse_error(error) from None
+
+    def _lookup(self, parent: NodeId, name: bytes) -> pyfuse3.EntryAttributes:
         attrs = self.core.lookup(parent, name)
         if attrs is None:
             return _absent()
         return self._known(attrs)
+
+    @waiting
+    async def _lookup_promised(self, parent: NodeId, name: bytes) -> pyfuse3.EntryAttributes:
+        """A file of a lazy clone whose size is not known; a link is brought whole, since its target is its size."""
+        while True:
+            directory = self.core.nodes[parent]
+            assert isinstance(directory, DirNode)
+            mode, blob = self.core.lower.entries(directory.lower)[name]
+            ahead = self._contents if stat.S_ISLNK(mode) else self._sizes
+            await from_remote(ahead.bring, blob, ahead.choose(directory))
+            try:
+                return self._lookup(parent, name)
+            except ObjectNotHere:
+                continue  # it is another file by now
+
+    async def _bring_content(self, ino: NodeId) -> None:
+        """Have a captured file's bytes here before they are read."""
+        node = self.core.nodes[ino]
+        while (
+            isinstance(node, FileNode)
+            and node.blob is not None
+            and not self.core.lower.is_here(node.blob)
+        ):
+            company = self._contents.choose(node.parent)
+            await from_remote(self._contents.bring, node.blob, company)
+        if isinstance(node, FileNode) and node.blob is not None:
+            self.core.lower.require_size(node.blob, node.size)
 
     def _known(self, attrs: Attrs) -> pyfuse3.EntryAttributes:
         """Answer with a node, which the kernel now holds once more."""
@@ -238,8 +315,9 @@ class Operations(_Handlers):
             exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
         )
 
-    @at_once
-    def readlink(self, node: NodeId, ctx: object) -> bytes:
+    @waiting
+    async def readlink(self, node: NodeId, ctx: object) -> bytes:
+        await self._bring_content(node)
         return self.core.read_link(node)
 
     # --- attributes --------------------------------------------------------------------------------
@@ -260,7 +338,7 @@ class Operations(_Handlers):
         if fields.update_size:
             await self._fill(node, replaced=attr.st_size == 0)
         if fields.update_mtime:
-            self._shown_mtimes.pop(node, None)
+            self._shown_times.pop(node, None)
         update = AttrUpdate(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -268,6 +346,7 @@ class Operations(_Handlers):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
         return entry_attributes(self.core.set_attrs(node, update, Caller(ctx.uid, ctx.gid)))
 
@@ -318,6 +397,11 @@ class Operations(_Handlers):
     async def open(self, ino: NodeId, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         write = bool(flags & _OPEN_FLAGS_WRITE)
         truncate = bool(flags & os.O_TRUNC)
+        node = self.core.nodes.get(ino)
+        if isinstance(node, PinnedFile):
+            await in_thread(node.opened, ctx.pid)
+        elif self.core.lower.may_be_promised and not truncate:
+            await self._bring_content(ino)
         if write or truncate:
             await self._fill(ino, replaced=truncate)
         caller = Caller(ctx.uid, ctx.gid)
@@ -355,62 +439,88 @@ class Operations(_Handlers):
         """
         if ino not in self._filling and (replaced or not self.core.fill_size(ino)):
             return
+        async with self._copying(ino) as node:
+            if not replaced and self.core.fill_size(ino):
+                blob, size, fd = self.core.start_fill(node)
+                try:
+                    await in_thread(self.core.copy_bytes_to, blob, size, fd)
+                finally:
+                    os.close(fd)
+                self.core.end_fill(node)
+
+    async def _copy_part(self, ino: NodeId, offset: int, size: int) -> None:
+        """Bring up, in a worker thread, what a write to a large captured file is about to change."""
+        async with self._copying(ino) as node:
+            if self.core.lacks(node, offset, size):
+                partial, units, fd = self.core.start_copy(node, offset, size)
+                try:
+                    await in_thread(partial.copy, self.core.lower.read, fd, units)
+                finally:
+                    os.close(fd)
+                self.core.end_copy(node, units)
+
+    @asynccontextmanager
+    async def _copying(self, ino: NodeId) -> AsyncIterator[FileNode]:
+        """One copy at a time for each file; keeps its node and its descriptor while the block waits."""
         lock = self._filling.setdefault(ino, trio.Lock())
         with waiting_for():
             await lock.acquire()
         try:
-            if not replaced and self.core.fill_size(ino):
-                await self._fill_in_thread(ino)
+            node = self.core.nodes[ino]
+            assert isinstance(node, FileNode)
+            node.opens += 1
+            try:
+                yield node
+            finally:
+                self.core.release(ino)
         finally:
             lock.release()
             if not lock.locked():
                 del self._filling[ino]
-
-    async def _fill_in_thread(self, ino: NodeId) -> None:
-        node = self.core.nodes[ino]
-        assert isinstance(node, FileNode)
-        node.opens += 1  # keeps the node and its descriptor while we wait
-        try:
-            blob, size, fd = self.core.start_fill(node)
-            try:
-                await in_thread(self.core.copy_bytes_to, blob, size, fd)
-            finally:
-                os.close(fd)
-            self.core.end_fill(node)
-        finally:
-            self.core.release(ino)
 
     @waiting
     async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         ino = self._handles[fh].ino
         node = self.core.nodes[ino]
         assert isinstance(node, FileNode)
+        lower = self.core.lower
         if node.blob is not None:
-            lower = self.core.lower
             if node.size > LARGE:
                 lower.read_ahead(node.blob, offset, node.size)
             if lower.is_cheap(node.size, node.blob, offset):
                 return lower.view(node.blob, offset, size)
             return await in_thread(lower.view, node.blob, offset, size)
+        under = node.marks.under if node.marks is not None else None
+        if under is not None and under.lacks(offset, size):
+            fd = os.dup(node.fd)
+            try:
+                return await in_thread(under.read, lower.read, fd, offset, size)
+            finally:
+                os.close(fd)
         return await _read_real(node.fd, offset, size)
 
-    @at_once
-    def write(self, fh: int, offset: int, data: bytes) -> int:
+    @waiting
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
         ino = self._handles[fh].ino
-        if ino not in self._shown_mtimes:
-            self._shown_mtimes[ino] = self.core.attrs(ino).mtime_ns
+        if ino not in self._shown_times:
+            attrs = self.core.attrs(ino)
+            self._shown_times[ino] = attrs.mtime_ns, attrs.ctime_ns
+        node = self.core.nodes[ino]
+        assert isinstance(node, FileNode)
+        if node.marks is not None and self.core.lacks(node, offset, len(data)):
+            await self._copy_part(ino, offset, len(data))
         return self.core.write(ino, offset, data)
 
-    def _show_mtime(self, ino: NodeId) -> None:
-        """Give a written file back the time that the kernel shows.
+    def _show_times(self, ino: NodeId) -> None:
+        """Give a written file back the times that the kernel shows.
 
-        With the write-back cache the kernel keeps the modification time, and says it (setattr) only if a write(2)
-        moved it; one that follows another within a tick does not. Our own writing must not move it either.
+        With the write-back cache the kernel keeps modification and change time, and says them (setattr) only if a
+        write(2) moved them; one that follows another within a tick does not. Our own writing must not move them either.
         """
-        shown = self._shown_mtimes.pop(ino, None)
+        shown = self._shown_times.pop(ino, None)
         node = self.core.nodes.get(ino)
         if shown is not None and isinstance(node, FileNode) and node.fd >= 0:
-            self.core.set_time(node, shown)
+            self.core.set_times(node, *shown)
 
     async def flush(self, fh: int) -> None:
         # Answered once: the kernel stops asking and still writes dirty pages back on close.
@@ -421,13 +531,13 @@ class Operations(_Handlers):
         handle = self._handles.pop(fh)
         try:
             if handle.write:
-                self._show_mtime(handle.ino)
+                self._show_times(handle.ino)
         finally:
             self.core.release(handle.ino, write=handle.write)
 
     @waiting
     async def fsync(self, fh: int, datasync: bool) -> None:
-        self._show_mtime(self._handles[fh].ino)
+        self._show_times(self._handles[fh].ino)
         await self._sync(self._handles[fh].ino, datasync)
 
     @waiting
@@ -473,7 +583,14 @@ class Operations(_Handlers):
                 ):
                     return
                 continue
-            child = live.get(name) or core.child(directory, name)
+            try:
+                child = live.get(name) or core.child(directory, name)
+            except ObjectNotHere:
+                if not pyfuse3.readdir_reply(
+                    token, name, _nameless(core.provisional(directory, name)), number + 1
+                ):
+                    return
+                continue
             if child is None:
                 continue
             entry = entry_attributes(core.attrs_of(child))

@@ -7,6 +7,8 @@ whoever awaits in a handler does so inside `waiting` or through `in_thread`.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
@@ -45,8 +47,12 @@ class ReaderTurn:
             self._waiting.unpark()
 
 
+_FETCHES_AT_ONCE = 8
+_fetchers: trio.CapacityLimiter | None = None
 turn = ReaderTurn()
 under_way = 0  # handlers that wait; the loop sleeps on the device only while there are none
+turned_s = 0.0  # when the loop last took something up, on the monotonic clock
+running: dict[int, tuple[str, float]] = {}  # by thread: what it does, and since when on that clock
 
 
 @contextmanager
@@ -61,7 +67,34 @@ def waiting() -> Iterator[None]:
         under_way -= 1
 
 
+async def from_remote(function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+    """As `in_thread`, for what waits for a server: it takes no thread from those who only wait for a disk."""
+    global _fetchers
+    if _fetchers is None:
+        _fetchers = trio.CapacityLimiter(_FETCHES_AT_ONCE)
+    with waiting():
+        return await trio.to_thread.run_sync(
+            function, *arguments, limiter=_fetchers, abandon_on_cancel=True
+        )
+
+
 async def in_thread(function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
     """Run a function in a worker thread and wait for it."""
+
+    def run() -> Result:
+        with noted(function.__name__):
+            return function(*arguments)
+
     with waiting():
-        return await trio.to_thread.run_sync(function, *arguments)
+        return await trio.to_thread.run_sync(run)
+
+
+@contextmanager
+def noted(operation: str) -> Iterator[None]:
+    """Let it be known what this thread does while the block runs: it may have to wait for a disk."""
+    thread = threading.get_native_id()
+    running[thread] = (operation, time.monotonic())
+    try:
+        yield
+    finally:
+        del running[thread]

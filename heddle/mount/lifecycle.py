@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
 from heddle.errors import (
+    Busy,
     DataError,
     HeddleError,
     MountpointUnusable,
@@ -26,7 +27,7 @@ from heddle.errors import (
     UsageError,
 )
 from heddle.mount import control, ending, mountinfo, mountpoint, registry
-from heddle.mount.registry import Session, SessionRecord, SessionState
+from heddle.mount.registry import Crash, Session, SessionRecord, SessionState
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.mount.starting import Starting
 from heddle.mount.wire import Amount
@@ -53,7 +54,8 @@ class Mounted(NamedTuple):
         pid: of the session.
         log: the session's log.
         read_only: whether it takes no writes.
-        recovered: what an earlier session that ended badly had left unsaved; None when there was none.
+        recovered: what an earlier session that ended badly had left unsaved; None when there was none, or
+            when an automatic restart recovered it and that was told before.
         already_mounted: whether nothing had to be done.
     """
 
@@ -74,6 +76,9 @@ class MountInfo(NamedTuple):
     Attributes:
         since_ns: when the mount first answered, ns since the epoch; None when nobody knows.
         dirty: what is unsaved; None when it can't be told just now.
+        waits: whether it hangs because its disk does not answer.
+        crashes: how and when it crashed in the last minutes.
+        gave_up: whether it crashed so often that it is not started again.
     """
 
     repository: Path
@@ -86,6 +91,11 @@ class MountInfo(NamedTuple):
     read_only: bool
     dirty: Amount | None
     log: Path | None
+    doing: str | None = None
+    reason: str | None = None
+    waits: bool = False
+    crashes: tuple[Crash, ...] = ()
+    gave_up: bool = False
 
     @property
     def dirty_files(self) -> int | None:
@@ -100,12 +110,14 @@ class MountInfo(NamedTuple):
 
 # mount
 
+_MADE_TO_MOUNT = "made to be mounted"
+
 
 class MountOptions(NamedTuple):
     """How to mount.
 
     Attributes:
-        create: make the thread; an error when it exists.
+        create: make the thread; an error when it exists, unless an interrupted ``create`` has just made it.
         start: the state spec that a thread made by ``create`` begins at; None: ``HEAD``'s state.
         read_only: show a state, any spec, and take no writes.
         allow_other: let other users in.
@@ -159,11 +171,50 @@ def mount(
             plan = _plan_thread(repo, spec, place, options, runtime)
         with ExitStack() as held:
             held.enter_context(runtime.changing(plan.session_id))
+            if place is not None:  # two threads may be asked for at one place at once
+                held.enter_context(runtime.changing(runtime.session_id(place, "place")))
             plan.unlock = held.close
             return _mount(repo, plan, starting)
     finally:
         if starting is not None:
             starting.close()
+
+
+def remount(
+    repo: Repository,
+    record: SessionRecord,
+    state: ObjectID | None,
+    runtime: RuntimeDirectory,
+) -> Mounted:
+    """Recover what a session that crashed had mounted, at its place; its lock is held by the caller.
+
+    Args:
+        repo: its repository, with the environment that its user's settings come from.
+        record: of the session, with its crashes.
+        state: what it showed, if it was read-only.
+        runtime: the runtime directory.
+
+    Raises:
+        HeddleError: as ``mount``.
+    """
+    options = MountOptions(
+        read_only=record.read_only, allow_other=record.allow_other, agent=record.agent
+    )
+    plan = _Plan(
+        record.spec,
+        record.thread,
+        record.mountpoint,
+        options,
+        runtime,
+        registry.session_id(runtime, record),
+        state if record.read_only else None,
+        crashes=record.crashes,
+    )
+    starting = Starting.take(repo.environment)
+    try:
+        return _mount(repo, plan, starting)
+    finally:
+        starting.close()
 
 
 def _check_names(spec: str, options: MountOptions) -> None:
@@ -182,7 +233,9 @@ class _Plan:
     Attributes:
         place: where; None: to be decided by what a dead session of the thread left.
         state: what a read-only mount shows, or a new thread begins at.
+        makes_thread: whether the thread is made along with it.
         started: whether its mount answers, so that nothing may be undone any more.
+        crashes: of the sessions before, when their supervisor mounts.
         unlock: give the session's lock back before the end; serving in the foreground must not keep it.
     """
 
@@ -195,6 +248,8 @@ class _Plan:
     state: ObjectID | None = None
     recover: bool = False
     made: bool = False
+    makes_thread: bool = False
+    crashes: tuple[Crash, ...] = ()
     clear_elsewhere: list[Session] = field(default_factory=list)
     started: bool = False
     unlock: Callable[[], None] = lambda: None
@@ -228,12 +283,24 @@ def _plan_thread(
     plan = _Plan(thread, thread, place, options, runtime, runtime.session_id(repo.path, thread))
     exists = thread in repo.threads
     if options.create:
-        if exists:
-            raise _thread_exists(thread)
         plan.state = _start_state(repo, options.start)
+        if exists and not _made_for_this(repo, thread, plan.state):
+            raise _thread_exists(thread)
+        plan.makes_thread = not exists
     elif not exists:
-        raise ThreadNotFound(f"no thread '{thread}'", hint=f"heddle mount {thread} --create")
+        how = f"{thread} --read-only" if thread in repo.markers else f"{thread} --create"
+        raise ThreadNotFound(f"no thread '{thread}'", hint=f"heddle mount {how}")
     return plan
+
+
+def _made_for_this(repo: Repository, thread: str, start: ObjectID | None) -> bool:
+    """Whether the same command made the thread and was interrupted: nobody has used the thread since."""
+    made = repo.database.operations(limit=2, name=thread)
+    return (
+        [one.message for one in made] == [_MADE_TO_MOUNT]
+        and repo.threads.get(thread).state == start
+        and not repo.has_unsaved(thread)
+    )
 
 
 def _thread_exists(thread: str) -> HeddleError:
@@ -291,13 +358,27 @@ def _settle(repo: Repository, plan: _Plan) -> Mounted | None:
         mountpoint=plan.place if plan.thread is None else None,
     )
     for session in sessions:
-        if session.spec != plan.spec:
+        if session.spec != plan.spec or session.read_only != plan.options.read_only:
             continue
-        session = ending.revived(session) if session.state == "hung" else session
+        session = _woken(session) if session.state == "hung" else session
         if session.state == "live":
             return _already(repo, session, plan)
         _plan_recovery(plan, session)
     return None
+
+
+def _woken(session: Session) -> Session:
+    """A session that hung, live or ended; one that waits for its disk is left to it, since another would wait too.
+
+    Raises:
+        Busy: it waits for its disk, or can't be ended.
+    """
+    if not session.waits or ending.wake(session):
+        return ending.revived(session)
+    raise Busy(
+        f"the session of {session.mountpoint} hangs: {session.reason}",
+        hint="it goes on by itself when its disk is back; heddle doctor",
+    )
 
 
 def _plan_recovery(plan: _Plan, session: Session) -> None:
@@ -323,6 +404,11 @@ def _already(repo: Repository, session: Session, plan: _Plan) -> Mounted:
             f"the session at {session.mountpoint} answers, but nobody knows its control socket",
             hint=f"heddle unmount {session.mountpoint}, then mount again",
         )
+    if not mountinfo.is_mounted(session.mountpoint, session.source):
+        raise DataError(
+            f"'{session.spec}' is mounted at {session.mountpoint} in another mount name space (a container)",
+            hint=f"heddle unmount {session.spec}, then mount again",
+        )
     thread = session.thread
     state = plan.state if thread is None else repo.overlay_base(thread)
     return Mounted(
@@ -333,8 +419,16 @@ def _already(repo: Repository, session: Session, plan: _Plan) -> Mounted:
         pid=record.process.pid,
         log=record.log,
         read_only=record.read_only,
+        recovered=_untold(record),
         already_mounted=True,
     )
+
+
+def _untold(record: SessionRecord) -> Amount | None:
+    """What an automatic restart recovered, if nobody has been told yet."""
+    if not record.crashes:
+        return None
+    return Amount.from_json(control.call(record.socket, "recovered")["recovered"])
 
 
 def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
@@ -342,8 +436,8 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
     from heddle.mount.session import Request
 
     assert plan.place is not None
-    if plan.options.create:
-        repo.threads.create(plan.spec, plan.state)
+    if plan.makes_thread:
+        repo.threads.create(plan.spec, plan.state, message=_MADE_TO_MOUNT)
     request = Request(
         repository=str(repo.path),
         thread=plan.thread,
@@ -355,6 +449,9 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
         runtime=str(plan.runtime.path),
         agent=dict(plan.options.agent),
         recover=plan.recover,
+        crashes=plan.crashes,
+        provider=repo.provider,
+        environment=dict(repo.environment),
     )
     try:
         faults.reach("mount.before-start")
@@ -362,17 +459,24 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
             return _serve_here(repo, plan, request)
         said = starting.finish(request)
     except BaseException:
-        if plan.options.create and not plan.started:
-            _unmake_thread(repo, plan.spec)
+        if plan.makes_thread and not plan.started:
+            _unmake_thread(repo, plan)
         raise
     _started(repo, plan)
     return _mounted(said)
 
 
-def _unmake_thread(repo: Repository, thread: str) -> None:
-    """A thread made for a mount that did not come about goes again, unless somebody has it by now."""
+def _unmake_thread(repo: Repository, plan: _Plan) -> None:
+    """A thread made for a mount that did not come about goes again, unless somebody has it by now.
+
+    It stays below a dead mount, which shows that it was mounted for a moment: the same command recovers both.
+    """
+    assert plan.place is not None
+    if _is_dead_mount(plan.place):
+        return
+    plan.unlock()  # who asks what is unsaved takes this lock
     try:
-        repo.threads.delete(thread)
+        repo.threads.delete(plan.spec)
     except HeddleError:
         pass
 
@@ -446,6 +550,19 @@ def mounts(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[Mo
     return [_info(it, dirty.get(it.mountpoint)) for it in sessions]
 
 
+def mounts_around(runtime: RuntimeDirectory, path: Path) -> list[MountInfo]:
+    """The sessions of the repository that a path lies in, as ``mounts``, without asking the repository's disk.
+
+    Args:
+        runtime: the runtime directory.
+        path: absolute; in the working directory or in a mount.
+    """
+    found = mounts(runtime)
+    above = {path, *path.parents}
+    repositories = {it.repository for it in found if {it.repository, it.mountpoint} & above}
+    return [it for it in found if it.repository in repositories]
+
+
 def need_attention(runtime: RuntimeDirectory, repo: Repository) -> list[MountInfo]:
     """The sessions of a repository that died or hang; a quick look that does not ask what is unsaved."""
     sessions = registry.survey(runtime, repo, timeout_s=_GLANCE_S)
@@ -465,4 +582,9 @@ def _info(session: Session, dirty: Amount | None) -> MountInfo:
         read_only=session.read_only,
         dirty=dirty,
         log=record.log if record else None,
+        doing=session.doing,
+        reason=session.reason,
+        waits=session.waits,
+        crashes=record.crashes if record else (),
+        gave_up=record is not None and record.gave_up,
     )

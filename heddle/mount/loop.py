@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import select
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,7 @@ class _Waiter:
         for _, events in self._device.poll(timeout_ms):
             if events != select.POLLIN:  # unmounted: every task has to come and see
                 jobs.turn.closing = True
+            jobs.turned_s = time.monotonic()
             return True
         return False
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from heddle.errors import ObjectMissing
+from heddle.errors import CorruptObject, HeddleError, ObjectMissing
+from heddle.objects.promised import ObjectNotHere
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +29,7 @@ GITLINK = 0o160000
 FRAME = 1 << 20  # bytes; the store's own frame size, so that a window is one frame
 _FRAMES_AHEAD = 2
 _COUNTS_KEPT = 10_000  # directories, of 100 bytes each
+_SIZES_KEPT = 150_000  # files, of 200 bytes each
 _RESERVED = frozenset((b".git", b".heddle"))
 _NO_ENTRIES: TreeEntries = {}
 
@@ -51,6 +55,7 @@ class Lower:
         tree_entries: budget of the cache of decoded directories, counted in entries.
 
     Attributes:
+        may_be_promised: the repository is a lazy clone.
         trees_decoded, frames_decoded: structural counts for tests and `heddle mounts -v`.
     """
 
@@ -64,6 +69,7 @@ class Lower:
     ) -> None:
         self.store = store
         self.object_format = object_format
+        self.may_be_promised = store.is_partial
         self.trees_decoded = 0
         self.frames_decoded = 0
         self._trees: OrderedDict[ObjectID, TreeEntries] = OrderedDict()
@@ -75,6 +81,12 @@ class Lower:
         self._lock = threading.Lock()  # reads of large files come from worker threads
         self._ahead: dict[tuple[ObjectID, int], Future[bytes]] = {}
         self._decoders: ThreadPoolExecutor | None = None
+        self._pinned: dict[ObjectID, bytes] = {}
+        self._sizes: dict[ObjectID, int] = {}
+
+    def pin(self, blob: ObjectID, content: bytes) -> None:
+        """Have a blob without an object store: short bytes that a mount shows of itself."""
+        self._pinned[blob] = content
 
     def entries(self, tree: ObjectID | None) -> TreeEntries:
         """The safe entries of a directory: name to (mode, id). The result must not be changed.
@@ -128,10 +140,64 @@ class Lower:
 
     def size(self, blob: ObjectID) -> int:
         """Bytes of a file's content, from the index alone."""
+        found = self._sizes.get(blob)
+        if found is not None:
+            return found
         try:
             return self.store.size(blob)
         except KeyError:
             raise _missing(blob) from None
+
+    def size_if_known(self, blob: ObjectID) -> int | None:
+        """As `size`; None for a promised file whose size nobody here knows."""
+        try:
+            return self.size(blob)
+        except ObjectNotHere:
+            return None
+
+    def require_size(self, blob: ObjectID, size: int) -> None:
+        """Check what a remote said of a file before its content was here: the kernel was told that.
+
+        Raises:
+            CorruptObject: it has another size.
+        """
+        found = self.size(blob)
+        if found != size:
+            raise CorruptObject(
+                f"object {blob.decode()} has {found} bytes, and its remote said {size}",
+                hint="unmount and mount again, and tell who runs the remote",
+            )
+
+    def is_here(self, blob: ObjectID) -> bool:
+        """Say whether a file's content can be read without asking a remote."""
+        if not self.may_be_promised or blob in self._pinned:
+            return True
+        return not self.store.is_promised(blob)
+
+    def learn_sizes(self, blobs: Sequence[ObjectID]) -> Sequence[int | None]:
+        """The sizes of many files at once, kept since they will be asked for one by one; None: nobody here knows."""
+        if self.may_be_promised:
+            here = list(map(self.is_here, blobs))
+            if not all(here):
+                pairs = zip(blobs, here, strict=True)
+                return [self._size_or_none(blob) if is_here else None for blob, is_here in pairs]
+        try:
+            sizes: Sequence[int | None] = self.store.sizes(blobs)
+        except (KeyError, HeddleError):
+            sizes = [self._size_or_none(blob) for blob in blobs]
+        known = ((blob, size) for blob, size in zip(blobs, sizes, strict=True) if size is not None)
+        self._sizes = dict(islice(known, _SIZES_KEPT))
+        return sizes
+
+    def _size_or_none(self, blob: ObjectID) -> int | None:
+        try:
+            return self.size(blob)
+        except HeddleError:
+            return None
+
+    def is_framed(self, blob: ObjectID) -> bool:
+        """Say whether a large file's bytes can be read at any offset without what lies before them."""
+        return self.is_here(blob) and self.store.is_chunked(blob)
 
     def is_cheap(self, size: int, blob: ObjectID, offset: int) -> bool:
         """Say whether a read is short enough to be done between two awaits."""
@@ -195,6 +261,8 @@ class Lower:
 
     def _decode(self, blob: ObjectID, window: int) -> bytes:
         key = (blob, window)
+        if blob in self._pinned:
+            return self._pinned[blob]
         try:
             if self.store.is_chunked(blob):
                 self._keep(key, found := self.store.read_at(blob, window * FRAME, FRAME))

@@ -21,6 +21,7 @@ class KernelMount(NamedTuple):
 
     Attributes:
         mount_id: the kernel's number of the mount.
+        device: ``major:minor`` of the mounted file system; bind mounts of one have the same.
         root: what of the mounted file system is shown (``/`` unless it is a bind mount of a part).
         mountpoint: where it is mounted.
         fstype: file system type, ``fuse.heddle`` for ours.
@@ -30,6 +31,7 @@ class KernelMount(NamedTuple):
     """
 
     mount_id: int
+    device: str
     root: Path
     mountpoint: Path
     fstype: str
@@ -172,10 +174,11 @@ def _readlink(path: Path) -> str | None:
 
 def _parse(line: bytes) -> KernelMount:
     before, _, after = line.rstrip(b"\n").partition(b" - ")
-    mount_id, _parent, _device, root, mountpoint, options = before.split(b" ")[:6]
+    mount_id, _parent, device, root, mountpoint, options = before.split(b" ")[:6]
     fstype, source, super_options = after.split(b" ")[:3]
     return KernelMount(
         mount_id=int(mount_id),
+        device=device.decode("ascii"),
         root=Path(os.fsdecode(_unescape(root))),
         mountpoint=Path(os.fsdecode(_unescape(mountpoint))),
         fstype=_unescape(fstype).decode("utf-8", "surrogateescape"),

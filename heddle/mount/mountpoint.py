@@ -245,9 +245,9 @@ def answers(path: Path, timeout_s: float) -> bool | None:
     import sys
 
     program = "import os, sys; os.statvfs(sys.argv[1])"
-    null = (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
     arguments = [sys.executable, "-I", "-S", "-c", program, str(path)]
-    pid = os.posix_spawn(sys.executable, arguments, {}, file_actions=[null])
+    pid = os.posix_spawn(sys.executable, arguments, {}, file_actions=null)
     descriptor = os.pidfd_open(pid)
     try:
         poll = select.poll()

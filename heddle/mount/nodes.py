@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from heddle.mount.shell import Attrs, NodeId
@@ -47,9 +48,11 @@ class DirNode(Node):
         clean: `ContentAddressedMount.epoch` at which all below was last found equal to the base, -1 for never.
         ignored: how many ignored entries there were then.
         mode: permission bits to show when the real ones are wider, else None.
+        kept: modification and change time that it showed when the real directory changed unseen; they hold as
+            long as the former is the real one's.
     """
 
-    __slots__ = ("children", "clean", "explicit", "ignored", "lower", "mode", "names")
+    __slots__ = ("children", "clean", "explicit", "ignored", "kept", "lower", "mode", "names")
 
     def __init__(
         self, ino: NodeId, parent: DirNode | None, name: bytes, lower: ObjectID | None
@@ -62,6 +65,7 @@ class DirNode(Node):
         self.clean = -1
         self.ignored = 0
         self.mode: int | None = None
+        self.kept: tuple[int, int] | None = None
 
 
 class FileNode(Node):
@@ -117,3 +121,19 @@ class FileNode(Node):
     def is_file(self, real_ino: int) -> bool:
         """Say whether this node stands for the upper's real file of that inode number."""
         return self.upper and not self.orphan and self.real_ino == real_ino
+
+
+class PinnedFile(FileNode):
+    """A file that the mount shows of itself: in no upper and no tree, and nobody can change it.
+
+    Attributes:
+        opened: called with the process id before an open of it is answered; may wait, so not in the loop.
+    """
+
+    __slots__ = ("opened",)
+
+    def __init__(
+        self, ino: NodeId, parent: DirNode, name: bytes, mode: int, opened: Callable[[int], None]
+    ) -> None:
+        super().__init__(ino, parent, name, mode)
+        self.opened = opened

@@ -7,42 +7,55 @@ What the view means is `core.py`'s, what differs `snapshot.py`'s.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from heddle import atomic, faults
-from heddle.errors import Busy, NothingToCapture, ObjectMissing, ThreadMoved, UnsavedChanges
+from heddle.errors import (
+    Busy,
+    HeddleError,
+    NothingToCapture,
+    ObjectMissing,
+    ThreadMoved,
+    UnsavedChanges,
+)
 from heddle.mount import powerloss
 from heddle.mount.core import ContentAddressedMount
-from heddle.mount.follow import give_way, in_the_way
+from heddle.mount.follow import give_way, in_the_way, keep_view
 from heddle.mount.lower import Lower
 from heddle.mount.nodes import DirNode, FileNode
+from heddle.mount.partial import Reader
+from heddle.mount.runtime import lock_within
 from heddle.mount.snapshot import (
+    NOTHING_SKIPPED,
     Snapshot,
     Unknown,
     found,
-    hash_blob,
+    hash_file,
     read_whole,
     settle,
     store_file,
 )
-from heddle.mount.upper import Upper
+from heddle.mount.upper import NUMBERS, Upper
+from heddle.repo import linked
 from heddle.repo.capture import Captured, record_state
-from heddle.repo.changes import Change, find_renames, tree_changes
+from heddle.repo.changes import Change, current_umask, find_renames, tree_changes
+from heddle.repo.database import Move
+from heddle.repo.gitstage import Skipped, skipped
 from heddle.repo.ignore import RULE_FILES
+from heddle.repo.linked import PUT_ASIDE
 from heddle.repo.names import overlay_dir
-from heddle.repo.parked import parking_place, write_note
+from heddle.repo.parked import measure, parking_place, write_note
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
-    from heddle.attribution import Attribution
+    from heddle.attribution import Agent, Attribution
     from heddle.objects.pack import PackWriter
     from heddle.repo.repository import Repository
 
@@ -65,6 +78,7 @@ class Overlay:
         core: the merged view.
         base: the state that unsaved changes are relative to, None for the empty tree.
         in_loop: runs a function where nothing else changes the view; a session sets it to its event loop.
+        git_index: git's index of the mount, or of the last one; it may be missing.
     """
 
     def __init__(
@@ -82,9 +96,13 @@ class Overlay:
         self.base = base
         self.in_loop: Callable[[Callable[[], T]], T] = _directly
         self._directory = directory
+        self.git_index = None if directory is None else _git_index(repo, thread, directory)
         self._lock = lock
         self._base_tree = core.root.lower if base is not None else None
-        self._exclude = _exclude_rules(repo)
+        self._exclude = repo.exclude_rules()
+        self._was_skipped = NOTHING_SKIPPED
+        self._index_seen: tuple[int, int, int] | None = None
+        self._umask = current_umask()  # of whoever mounts: a session sets its own to 0 later
 
     # --- opening and closing -----------------------------------------------------------------------
 
@@ -96,6 +114,7 @@ class Overlay:
         *,
         read_only: bool = False,
         base: ObjectID | None = None,
+        patience_s: float = 0.0,
     ) -> Overlay:
         """Open a thread's overlay, making it at its first use; or a read-only view of any state.
 
@@ -107,6 +126,7 @@ class Overlay:
             thread: the thread's name (for a read-only view, how the view is called).
             read_only: show ``base`` and take no changes; needs no upper and no lock.
             base: the state of a read-only view.
+            patience_s: how long to wait, in seconds, for another process that has it open.
 
         Raises:
             ThreadNotFound: no such thread.
@@ -119,7 +139,7 @@ class Overlay:
         row = repo.threads.get(thread)
         directory = overlay_dir(repo, thread)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _take_lock(directory, thread)
+        lock = _take_lock(directory, thread, patience_s)
         try:
             if repo.database.has_overlay(thread):
                 state = repo.overlay_base(thread)
@@ -171,29 +191,64 @@ class Overlay:
         paths: Sequence[bytes] = (),
         hash_unknown: bool = True,
     ) -> Snapshot:
+        exclude, skipped = self._excluded(), self._skipped()
+        if exclude != self._exclude or skipped != self._was_skipped:
+            self._exclude, self._was_skipped = exclude, skipped
+            self.core.epoch += 1  # what was found clean may not be any more
         return Snapshot(
             self.core,
             self._base_tree,
-            exclude=self._exclude,
+            exclude=exclude,
             writer=writer,
             paths=paths,
             hash_unknown=hash_unknown,
+            umask=self._umask,
+            skipped=skipped,
+            on_git=self.repo.git is not None,
+            trusts_modes=self.repo.trusts_modes,
         )
+
+    def _excluded(self) -> bytes:
+        """What git ignores everywhere, as it says now; as it said before where that can't be read."""
+        try:
+            return self.repo.exclude_rules()
+        except HeddleError as error:
+            log.warning("what git ignores can't be read: %s", error)
+            return self._exclude
+
+    def _skipped(self) -> Skipped:
+        """What git leaves out of the mount."""
+        if self.repo.git is None or self.git_index is None:
+            return NOTHING_SKIPPED
+        try:
+            status = self.git_index.stat()
+        except OSError:
+            self._index_seen = None
+            return NOTHING_SKIPPED
+        key = status.st_ino, status.st_size, status.st_mtime_ns
+        if key != self._index_seen:
+            self._index_seen = key
+            return skipped(self.git_index, self.repo.store.id_length)
+        return self._was_skipped
 
     def _compared(self) -> Snapshot:
         """A finished comparison with the base, its long part outside the loop."""
-        snapshot = self._snapshot()
-        if self.core.upper is not None:
-            self._learn_ids()
-            self.in_loop(snapshot.take)
-        return snapshot
+        if self.core.upper is None:
+            return self._snapshot()
+        self._learn_ids()
+
+        def take() -> Snapshot:
+            snapshot = self._snapshot()  # a new one whenever it is run again
+            snapshot.take()
+            return snapshot
+
+        return self.in_loop(take)
 
     def _learn_ids(self) -> None:
         """Hash the changed files that only their bytes can tell from the base's."""
 
-        def identify(fd: int, size: int) -> ObjectID:
-            pieces = iter(lambda: os.read(fd, 1 << 20), b"")
-            return hash_blob(pieces, size, self.core.lower.object_format)
+        def identify(read: Reader, size: int) -> ObjectID:
+            return hash_file(read, size, self.core.lower.object_format)
 
         self._settle(identify, lambda unknown: unknown.comparable)
 
@@ -214,6 +269,14 @@ class Overlay:
         """How many paths are unsaved, and the bytes in them."""
         snapshot = self._compared()
         return len(snapshot.changes), snapshot.size
+
+    def dirty_if_known(self) -> tuple[int, int] | None:
+        """`dirty`, for those who must go on without it: None where something damaged is in the way."""
+        try:
+            return self.dirty()
+        except (HeddleError, OSError) as error:
+            log.warning("what is unsaved can't be counted: %s", error)
+            return None
 
     def read_new(self, path: bytes) -> bytes:
         """The present bytes of a file, or a link's target.
@@ -237,7 +300,7 @@ class Overlay:
     # --- capture ---------------------------------------------------------------------------------------
 
     def _settle(
-        self, identify: Callable[[int, int], ObjectID], wanted: Callable[[Unknown], bool]
+        self, identify: Callable[[Reader, int], ObjectID], wanted: Callable[[Unknown], bool]
     ) -> None:
         """Learn the ids of changed files, reading them where the view need not stand still.
 
@@ -258,7 +321,7 @@ class Overlay:
             return
         assert self._directory is not None
         root = os.fsencode(self._directory / "upper")
-        found = list(settle(root, unknown, identify))
+        found = list(settle(root, unknown, core.lower, identify))
 
         def apply() -> None:
             for one, blob in found:
@@ -275,7 +338,7 @@ class Overlay:
     def prestore(self, writer: PackWriter) -> None:
         """Store what is closed and unchanged ahead of `capture`, so that the latter is short. For a worker thread."""
         self._settle(
-            lambda fd, size: store_file(writer, fd, size), lambda unknown: not unknown.open
+            lambda read, size: store_file(writer, read, size), lambda unknown: not unknown.open
         )
 
     def capture(
@@ -339,8 +402,13 @@ class Overlay:
         if state != self.base:
             raise ThreadMoved(
                 f"thread {self.thread} moved to {_short(state)} since this overlay's base {_short(self.base)}",
-                hint=f"heddle thread create {self.thread}-2 --from {_short(self.base)}, and mount that",
+                hint=self._way_out(),
             )
+
+    def _way_out(self) -> str:
+        """How to have what is unsaved on a thread of its own, at the state that it is relative to."""
+        thread = self.thread
+        return f"heddle unmount {thread} --discard, then heddle overlay restore {thread} --thread {thread}-2"
 
     def _after_capture(self, snapshot: Snapshot, state: ObjectID, tree: ObjectID) -> None:
         self.base, self._base_tree = state, tree
@@ -362,14 +430,20 @@ class Overlay:
         Returns:
             files and bytes that were unsaved.
         """
-        dropped = self.dirty()
         if self._directory is None:
-            return dropped
+            return 0, 0
+        dropped = self.dirty_if_known()
+        if dropped is None:  # damaged: all of it goes to the park
+            amount = measure(self._directory / "upper")
+            dropped = amount.files, amount.bytes
         parked = self._directory.parent / parking_place(self.thread)
         parked.mkdir(mode=0o700, parents=True)
         write_note(parked, thread=self.thread, base=self.base, why="discarded")
         faults.reach("overlay.before-park")
         os.rename(self._directory / "upper", parked / "upper")
+        for name in (NUMBERS, PUT_ASIDE):
+            with suppress(FileNotFoundError):
+                os.rename(self._directory / name, parked / name)
         for place in (parked, parked.parent, parked.parent.parent, self._directory):
             atomic.fsync_directory(place)
         faults.reach("overlay.parked")
@@ -409,7 +483,7 @@ class Overlay:
         if snapshot.changes:
             raise UnsavedChanges(
                 f"thread {self.thread} moved, and its overlay has unsaved changes",
-                hint=f"heddle thread create {self.thread}-2 --from {_short(self.base)}, and capture there",
+                hint=self._way_out(),
             )
         tree = None if state is None else self.repo.state(state).tree
         blocking = in_the_way(self.core, self._base_tree, tree)
@@ -423,12 +497,60 @@ class Overlay:
         give_way(self.core, self._base_tree, tree)
         faults.reach("overlay.before-rebase")
         self.repo.set_overlay_base(self.thread, state)
+        self._take_base(state, tree)
+        self._give_new_times(moved)
+        if self.core.journal is not None:
+            self.core.journal.forget()
+        self.core.drop_unused()
+        return stale
+
+    def adopt(
+        self,
+        state: ObjectID | None,
+        *,
+        thread: tuple[ObjectID | None] | None,
+        agents: Mapping[ObjectID, Agent] | None = None,
+    ) -> None:
+        """Take the state that git went to in the mount for the base; what is seen stays exactly as it is.
+
+        First the upper is made to say what another base would show otherwise, which changes nothing that is seen;
+        then the base is recorded, and the thread moved with it: the commit point.
+
+        Args:
+            state: the new base.
+            thread: (where the thread is,): move it there as well.
+            agents: by commit that git made on the way, which model made it.
+
+        Raises:
+            ThreadMoved: the thread is elsewhere; nothing was changed.
+        """
+        self.in_loop(lambda: self._adopt(state, thread, agents))
+
+    def _adopt(
+        self,
+        state: ObjectID | None,
+        thread: tuple[ObjectID | None] | None,
+        agents: Mapping[ObjectID, Agent] | None,
+    ) -> None:
+        tree = None if state is None else self.repo.state(state).tree
+        if self.core.upper is not None and tree != self._base_tree:
+            keep_view(self.core, self._base_tree, tree)
+        faults.reach("overlay.before-adopt")
+        moves = [Move("thread", self.thread, thread[0], state)] if thread is not None else []
+        self.repo.database.move_names(
+            moves,
+            kind="git",
+            message="as git has it",
+            overlays={self.thread: state},
+            agents=agents,
+        )
+        self._take_base(state, tree)
+        self.core.drop_unused()
+
+    def _take_base(self, state: ObjectID | None, tree: ObjectID | None) -> None:
         self.base, self._base_tree = state, tree
         self.core.follow_base(tree)
         self.core.epoch += 1
-        self._give_new_times(moved)
-        self.core.drop_unused()
-        return stale
 
     def _stale_names(self, paths: set[bytes]) -> list[tuple[int, bytes, int]]:
         """Every live directory on the way to a changed path, with the name in it that is to be forgotten."""
@@ -449,7 +571,16 @@ class Overlay:
             with found(self.core, change.path) as node:
                 if isinstance(node, FileNode) and node.blob is not None and node.parent is not None:
                     self.core.copy_up(node)
-                    self.core.set_time(node, time.time_ns())
+                    now = time.time_ns()
+                    self.core.set_times(node, now, now)
+
+
+def _git_index(repo: Repository, thread: str, directory: Path) -> Path:
+    """Git's index of a thread's mount: in git while it is mounted or its session is dead, else put aside."""
+    for each in linked.of(repo):
+        if each.thread == thread:
+            return each.git.path / "index"
+    return directory / PUT_ASIDE / "index"
 
 
 def _make_core(
@@ -472,26 +603,12 @@ def _make_core(
     return core
 
 
-def _take_lock(directory: Path, thread: str) -> int:
+def _take_lock(directory: Path, thread: str, patience_s: float) -> int:
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_within(fd, patience_s):
         os.close(fd)
-        raise Busy(
-            f"another process has the overlay of thread {thread} open", hint="heddle mounts"
-        ) from None
+        raise Busy(f"another process has the overlay of thread {thread} open", hint="heddle mounts")
     return fd
-
-
-def _exclude_rules(repo: Repository) -> bytes:
-    """Git's own rules for the whole repository, where there is a git repository."""
-    if repo.git is None:
-        return b""
-    try:
-        return (repo.git.common / "info" / "exclude").read_bytes()
-    except OSError:
-        return b""
 
 
 def _short(state: ObjectID | None) -> str:

@@ -29,8 +29,6 @@ from heddle.repo.parked import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dulwich.objects import ObjectID
-
     from heddle.mount.runtime import RuntimeDirectory
     from heddle.repo.repository import Repository
 
@@ -141,17 +139,17 @@ class Park:
         with self._runtime.changing(self._runtime.session_id(self._repo.path, thread)):
             created = thread not in self._repo.threads
             if not created:
-                self._require_clean(thread, parked.base)
+                self._require_clean(parked, thread)
             self._make_room(thread)
             amount = measure(parked.path / "upper")
             self._put_back(parked, thread, create=created)
         return Restored(parked, thread, created, amount)
 
-    def _require_clean(self, thread: str, base: ObjectID | None) -> None:
+    def _require_clean(self, parked: Parked, thread: str) -> None:
         from heddle.mount.overlay import Overlay
 
-        hint = f"heddle overlay restore … --thread {thread}-restored"
-        if self._repo.threads.get(thread).state != base:
+        hint = f"heddle overlay restore {parked.id} --thread {thread}-restored"
+        if self._repo.threads.get(thread).state != parked.base:
             raise DataError(f"thread '{thread}' is at another state than this overlay", hint=hint)
         if not overlay_dir(self._repo, thread).is_dir():
             return

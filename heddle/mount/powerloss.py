@@ -69,7 +69,6 @@ def _mend_file(path: bytes) -> bool:
         return False
     os.truncate(path, 0)
     faults.reach("powerloss.emptied")
-    marks.blob, marks.stored = marks.stored, None
-    up.write_marks(path, marks)
+    up.write_marks(path, marks._replace(blob=marks.stored, stored=None, under=None))
     os.truncate(path, marks.size)
     return True

@@ -44,6 +44,11 @@ class ProcessIdentity(NamedTuple):
         """Whether this very process runs: same pid, start time and boot."""
         return ProcessIdentity.of(self.pid) == self
 
+    def cpu_ticks(self) -> int | None:
+        """How much of the processor it has used, in clock ticks; None when it is gone."""
+        fields = _stat_fields(self.pid)
+        return None if fields is None else int(fields[11]) + int(fields[12])
+
     def is_stopped(self) -> bool:
         """Whether it is stopped by a signal or a debugger (state T or t)."""
         fields = _stat_fields(self.pid)

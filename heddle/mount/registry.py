@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from heddle import faults
 from heddle.errors import StorageError
-from heddle.mount import control, mountinfo
+from heddle.mount import control, mountinfo, waits
 from heddle.mount import mountpoint as places
 from heddle.mount.mountinfo import KernelMount, Location, locate
 from heddle.mount.process import ProcessIdentity
 from heddle.mount.runtime import RuntimeDirectory
 
 if TYPE_CHECKING:
+    from heddle.mount.mountinfo import KernelMount
     from heddle.repo.database import MountRecord
     from heddle.repo.repository import Repository
 
@@ -31,8 +32,20 @@ SessionState = Literal["live", "stale", "hung"]
 PROBE_TIMEOUT_S = 1.0
 
 
+class Crash(NamedTuple):
+    """A session that ended in another way than by an unmount.
+
+    Attributes:
+        at_ns: when, ns since the epoch.
+        how: the signal or the exit code, for people.
+    """
+
+    at_ns: int
+    how: str
+
+
 class SessionRecord(NamedTuple):
-    """What a session says of itself when its mount first answers.
+    """What a session says of itself when its mount first answers, and its supervisor when it crashed.
 
     Attributes:
         repository: the directory that holds the repository's ``.heddle``.
@@ -47,6 +60,10 @@ class SessionRecord(NamedTuple):
         log: its log.
         made_mountpoint: whether the mountpoint's directory was made for it and goes with it.
         agent: attribution defaults given at the mount, keys as in ``heddle.attribution``.
+        crashes: of this session and of those that it is an automatic restart of, within the time that counts.
+        gave_up: whether it crashed so often that it is not started again.
+
+    The last two are in the record's file only, not in the database.
     """
 
     repository: Path
@@ -61,6 +78,8 @@ class SessionRecord(NamedTuple):
     log: Path
     made_mountpoint: bool
     agent: Mapping[str, str]
+    crashes: tuple[Crash, ...] = ()
+    gave_up: bool = False
 
     @property
     def source(self) -> str:
@@ -84,6 +103,8 @@ class SessionRecord(NamedTuple):
             "log": str(self.log),
             "made_mountpoint": self.made_mountpoint,
             "agent": dict(self.agent),
+            "crashes": [list(crash) for crash in self.crashes],
+            "gave_up": self.gave_up,
         }
 
     @classmethod
@@ -106,6 +127,8 @@ class SessionRecord(NamedTuple):
             log=Path(value["log"]),
             made_mountpoint=bool(value["made_mountpoint"]),
             agent=dict(value["agent"]),
+            crashes=tuple(Crash(int(at), str(how)) for at, how in value.get("crashes", ())),
+            gave_up=bool(value.get("gave_up", False)),
         )
 
     def to_row(self) -> MountRecord:
@@ -160,6 +183,8 @@ class Session(NamedTuple):
         mounted: whether the kernel shows a Heddle mount there.
         record: what it wrote down; None when that is lost.
         doing: the operation that keeps it busy, if any.
+        reason: of one that is hung or stale, why, as far as that is known.
+        waits: whether it hangs because it waits in the kernel, so that nothing but its disk can help it.
     """
 
     repository: Path
@@ -170,6 +195,8 @@ class Session(NamedTuple):
     mounted: bool
     record: SessionRecord | None
     doing: str | None = None
+    reason: str | None = None
+    waits: bool = False
 
     @property
     def read_only(self) -> bool:
@@ -223,7 +250,7 @@ def forget(runtime: RuntimeDirectory, record: SessionRecord, repo: Repository | 
         repo: its repository, or None when that is gone.
     """
     name = session_id(runtime, record)
-    written = _read_record(runtime.record(name))
+    written = read(runtime, record)
     if written is not None and written.process == record.process:
         faults.reach("registry.before-forget")
         runtime.record(name).unlink(missing_ok=True)
@@ -234,6 +261,11 @@ def forget(runtime: RuntimeDirectory, record: SessionRecord, repo: Repository | 
             repo.database.remove_mount(os.fsencode(record.mountpoint), pid=record.process.pid)
         except StorageError as error:  # a hint, and ``unmount --stale`` removes what is left
             _row_stays(record, error)
+
+
+def read(runtime: RuntimeDirectory, record: SessionRecord) -> SessionRecord | None:
+    """What is written down now where a session's record was; None when nothing is."""
+    return _read_record(runtime.record(session_id(runtime, record)))
 
 
 def _row_stays(record: SessionRecord, error: StorageError) -> None:
@@ -249,21 +281,37 @@ def _read_record(path: Path) -> SessionRecord | None:
         return None
 
 
-def recorded(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[SessionRecord]:
-    """Every record there is of a repository, or of all of this user's, one for each place."""
-    files = [
+def given_up(runtime: RuntimeDirectory, repository: Path) -> list[SessionRecord]:
+    """What is written down of a repository's sessions that are not started again; asks no database."""
+    return [it for it in _files(runtime) if it.gave_up and it.repository == repository]
+
+
+def _files(runtime: RuntimeDirectory) -> list[SessionRecord]:
+    found = [
         _read_record(runtime.path / name)
         for name in sorted(os.listdir(runtime.path))
         if name.endswith(".json")
     ]
-    found = [record for record in files if record is not None]
+    return [record for record in found if record is not None]
+
+
+def recorded(runtime: RuntimeDirectory, repo: Repository | None = None) -> list[SessionRecord]:
+    """Every record there is of a repository, or of all of this user's, one for each place."""
+    found = _files(runtime)
     if repo is not None:
-        rows = [SessionRecord.from_row(repo.path, row) for row in repo.database.mounts()]
-        found = rows + [record for record in found if record.repository == repo.path]
+        found = _rows(repo) + [record for record in found if record.repository == repo.path]
     newest: dict[tuple[Path, str, Path], SessionRecord] = {}
     for record in sorted(found, key=lambda record: record.since_ns):
         newest[record.repository, record.spec, record.mountpoint] = record
     return list(newest.values())
+
+
+def _rows(repo: Repository) -> list[SessionRecord]:
+    """What its ``mounts`` table says; nothing where that is damaged: a hint, which no unmount must fail for."""
+    try:
+        return [SessionRecord.from_row(repo.path, row) for row in repo.database.mounts()]
+    except StorageError:
+        return []
 
 
 # judgement
@@ -314,9 +362,12 @@ def survey(
     ]
     if not candidates:
         return []
+    worked = [it.record and it.record.process.cpu_ticks() for it in candidates]
     answers = control.ping_all([it.socket(runtime) for it in candidates], timeout_s)
-    pairs = zip(candidates, answers, strict=True)
-    return [_judge(candidate, answer, timeout_s) for candidate, answer in pairs]
+    return [
+        _judge(candidate, answer, ticks, timeout_s)
+        for candidate, answer, ticks in zip(candidates, answers, worked, strict=True)
+    ]
 
 
 def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Candidate]:
@@ -326,15 +377,32 @@ def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Can
         )
         for record in recorded(runtime, repo)
     }
+    shown: dict[tuple[Path, str, Path], KernelMount] = {}
     for mount in mountinfo.heddle_mounts():
         served = mount.served()
-        if served is None or not _is_wanted(mount, served[0], repo):
-            continue
-        key = (*served, mount.mountpoint)
-        if key not in found:
-            found[key] = _Candidate(*key, True, mount.read_only, None)
-        found[key] = found[key]._replace(mounted=True)
+        if served is not None and _is_wanted(mount, served[0], repo):
+            shown[(*served, mount.mountpoint)] = mount
+    devices = {mount.device for key, mount in shown.items() if key in found}
+    places = {it.mountpoint for it in found.values()}
+    for key, mount in shown.items():
+        if key in found:
+            found[key] = found[key]._replace(mounted=True)
+        # Otherwise it is a bind mount, somebody else's doing, unless it covers something of ours.
+        elif mount.device not in devices or mount.mountpoint in places:
+            known = _moved(found, shown, key)
+            found[key] = _Candidate(*key, True, mount.read_only, known and known.record)
     return list(found.values())
+
+
+def _moved(
+    found: dict[tuple[Path, str, Path], _Candidate],
+    shown: Mapping[tuple[Path, str, Path], KernelMount],
+    key: tuple[Path, str, Path],
+) -> _Candidate | None:
+    """Take the record of a session whose mount is elsewhere now, since a directory above it was renamed."""
+    lost = [it for it in found if it[:2] == key[:2] and it not in shown]
+    others = [it for it in shown if it[:2] == key[:2]]
+    return found.pop(lost[0]) if len(lost) == 1 and others == [key] else None
 
 
 def _is_wanted(mount: KernelMount, repository: Path, repo: Repository | None) -> bool:
@@ -347,33 +415,84 @@ def _is_wanted(mount: KernelMount, repository: Path, repo: Repository | None) ->
     return mount.user_id == os.getuid() if repo is None else repository == repo.path
 
 
-def _judge(it: _Candidate, answer: control.Message | None, timeout_s: float) -> Session:
+def _judge(
+    it: _Candidate, answer: control.Message | None, ticks: int | None, timeout_s: float
+) -> Session:
+    """What a session is, by its answer or by what its process does instead of answering.
+
+    Args:
+        it: the place and what is written down.
+        answer: to the ping; None when nothing came in time.
+        ticks: of the processor that its process had used before it was asked.
+        timeout_s: for a mount that nobody wrote down.
+    """
     record = _speaker(answer)
-    if record is None or record.mountpoint != it.mountpoint:
+    began_at = it.mountpoint if it.record is None else it.record.mountpoint
+    if record is None or record.mountpoint != began_at:
         record, answer = it.record, None
     thread = record.thread if record is not None else None if it.read_only else it.spec
-    judged = Session(it.repository, thread, it.spec, it.mountpoint, "stale", it.mounted, record)
-    doing = (answer or {}).get("doing")
-    return judged._replace(state=_state(judged, answer, timeout_s), doing=doing)
-
-
-def _state(session: Session, answer: control.Message | None, timeout_s: float) -> SessionState:
+    session = Session(it.repository, thread, it.spec, it.mountpoint, "stale", it.mounted, record)
     if answer is not None:
-        if not session.mounted and not _mounted_elsewhere(session):
-            return "stale"
-        return "live" if answer.get("loop") or answer.get("doing") else "hung"
-    if session.record is not None:
-        return "hung" if session.process is not None else "stale"
+        return _by_answer(session, answer)
+    process = session.process  # looked at once: it may end at any moment
+    if process is not None:
+        return _by_process(session, process, ticks)
+    if record is not None:
+        return session._replace(reason=_crashed(record))
     served = places.answers(session.mountpoint, timeout_s)
-    return "hung" if served is None else "live" if served else "stale"
+    if served is None:
+        return session._replace(state="hung", reason="it does not answer")
+    return session._replace(state="live" if served else "stale")
+
+
+def _by_answer(session: Session, answer: control.Message) -> Session:
+    if not session.mounted and not _mounted_elsewhere(session):
+        return session._replace(reason="its mount was taken away")
+    stuck = waits.Stuck.from_json(answer.get("stuck"))
+    doing = answer.get("doing")
+    if stuck is not None:
+        waiting = stuck.where is not None
+        return session._replace(state="hung", reason=stuck.describe(), waits=waiting)
+    if serves(answer):
+        return session._replace(state="live", doing=doing)
+    return session._replace(state="hung", reason="its loop does not turn")
+
+
+def _by_process(session: Session, process: ProcessIdentity, ticks: int | None) -> Session:
+    """Its process lives and has said nothing."""
+    if process.is_stopped():
+        return session._replace(state="hung", reason="its process is stopped")
+    if ticks is not None and (process.cpu_ticks() or 0) > ticks and session.mounted:
+        return session._replace(state="live", doing="something that leaves it no time to answer")
+    function = waits.kernel_wait(process.pid)
+    if function is not None:
+        reason = f"its process waits in the kernel for a disk ({function})"
+        return session._replace(state="hung", reason=reason, waits=True)
+    return session._replace(state="hung", reason="it does not answer")
+
+
+def _crashed(record: SessionRecord) -> str | None:
+    """What its supervisor wrote down about its end."""
+    if not record.crashes:
+        return None
+    last = record.crashes[-1].how
+    if not record.gave_up:
+        return last
+    return f"{last}, crash {len(record.crashes)} in five minutes: it is not started again"
+
+
+def serves(answer: control.Message) -> bool:
+    """Whether a session that answers a ping like this works, be it slowly."""
+    return not answer.get("stuck") and bool(answer.get("loop") or answer.get("doing"))
 
 
 def _mounted_elsewhere(session: Session) -> bool:
     """Whether the session's own mount namespace, not ours, shows the mount."""
-    if session.process is None:
+    process = session.process  # looked at once: it may end at any moment
+    if process is None:
         return False
     try:
-        mounts = mountinfo.heddle_mounts(str(session.process.pid))
+        mounts = mountinfo.heddle_mounts(str(process.pid))
     except OSError:
         return False
     return mountinfo.topmost(mounts, session.mountpoint) is not None

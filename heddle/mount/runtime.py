@@ -139,6 +139,8 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
         pass
     else:
         return True
+    if not timeout_s:
+        return False
     import threading
 
     waiting = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX), daemon=True)

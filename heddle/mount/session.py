@@ -4,17 +4,21 @@ Owns a session's life: becoming a daemon, its log, taking the overlay, mounting,
 control socket, ending cleanly. What the mount shows is ``overlay``'s and ``core``'s, the FUSE loop is ``loop``'s;
 ``lifecycle`` and ``ending`` start and end sessions.
 
-``python -m heddle.mount.session`` reads one JSON line, the request, from stdin and answers on stdout: its process id,
-then what is mounted or the error that a user shall see. What can go wrong goes wrong before that line.
+It reads one JSON line, the request, from stdin and answers on stdout: its process id, then what is mounted or the
+error that a user shall see. What can go wrong goes wrong before that line. Its process is made by ``supervisor``.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from heddle import faults
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import trio
 
     from heddle.mount.control import Emit, Message
+    from heddle.mount.gitview import GitView
     from heddle.mount.overlay import Overlay
     from heddle.mount.registry import SessionRecord
     from heddle.mount.runtime import RuntimeDirectory
@@ -29,9 +34,10 @@ if TYPE_CHECKING:
 
 LOG_MAX_BYTES = 1 << 20
 _CHANGES_PER_LINE = 500
-_LOOP_PROBE_S = 0.5
+_WORK = ("status", "dirty", "capture", "rebase")  # operations that may have to wait for a disk
 _HEARTBEAT_S = 2.0
 _GOODBYE_S = 5.0
+_PATIENCE_S = 5.0  # with commands that look into the overlay of a session that died
 
 T = TypeVar("T")
 
@@ -50,6 +56,10 @@ class Request(NamedTuple):
         runtime: the runtime directory.
         agent: attribution defaults of captures from this mount.
         recover: whether an earlier session of this thread ended badly, so that what it left is counted.
+        crashes: of the sessions before this one, when their supervisor asks; as in ``registry.Crash``.
+        provider: who brings what remotes have promised, as ``Repository.provider``.
+        environment: of the command, for the provider: the user's settings, credentials, ssh's agent. It may hold
+            secrets and is never written to a disk.
     """
 
     repository: str
@@ -62,28 +72,37 @@ class Request(NamedTuple):
     runtime: str
     agent: Mapping[str, str]
     recover: bool
+    crashes: Sequence[Sequence[Any]] = ()
+    provider: str | None = None
+    environment: Mapping[str, str] = MappingProxyType({})
 
     def to_line(self) -> bytes:
         """The request as the line that a session reads."""
         import json
 
-        return json.dumps(self._asdict()).encode("ascii") + b"\n"
+        fields = self._asdict() | {"environment": dict(self.environment)}
+        return json.dumps(fields).encode("ascii") + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Request:
         """The request again."""
         import json
 
-        return cls(**json.loads(line))
+        values = json.loads(line)
+        values["crashes"] = tuple(map(tuple, values["crashes"]))
+        return cls(**values)
 
 
 # the process
 
 
-def main() -> None:
-    """Become a daemon, serve the mount that stdin asks for, end with the process."""
-    if os.fork() != 0:
-        os._exit(0)
+def main(supervisor: int) -> NoReturn:
+    """Become a daemon, serve the mount that stdin asks for, end with the process.
+
+    Args:
+        supervisor: write end of a pipe to the supervisor, which is told what is mounted before the command is.
+    """
+    Path("/proc/self/comm").write_text("heddle-session")
     reply = _keep_reply()
     try:
         _preload()
@@ -97,12 +116,16 @@ def main() -> None:
     except BaseException as error:
         reply(_failure(error))
         os._exit(1)
-    os._exit(_run(request, reply))
+    os._exit(_run(request, reply, supervisor))
 
 
-def _run(request: Request, reply: Callable[[Message], None]) -> int:
+def _run(request: Request, reply: Callable[[Message], None], supervisor: int) -> int:
+    def ready(mounted: Message) -> None:
+        _tell_supervisor(supervisor, mounted | {"provider": request.provider})
+        reply({"ready": mounted})
+
     try:
-        return run(request, lambda mounted: reply({"ready": mounted}))
+        return run(request, ready)
     except BaseException as error:
         import logging
 
@@ -119,6 +142,7 @@ def _preload() -> None:
     import gc
 
     gc.disable()
+    import heddle.mount.gitview
     import heddle.mount.loop
     import heddle.mount.overlay
     import heddle.mount.registry
@@ -152,6 +176,17 @@ def _keep_reply() -> Callable[[Message], None]:
     return reply
 
 
+def _tell_supervisor(pipe: int, mounted: Message) -> None:
+    """From here on an end other than an unmount is a crash."""
+    import json
+
+    try:
+        os.write(pipe, json.dumps(mounted).encode("ascii"))
+    except BrokenPipeError:
+        pass  # it is gone: nobody will start us again
+    os.close(pipe)
+
+
 def _failure(error: BaseException) -> Message:
     from heddle.errors import HeddleError, Unavailable
     from heddle.mount.control import error_record
@@ -170,18 +205,18 @@ def _failure(error: BaseException) -> Message:
 
 
 def _daemonize() -> None:
-    """Let go of what was inherited: the directory, the terminal's hang-up, the low descriptor limit."""
+    """Let go of what was inherited: the directory, the terminal's hang-up, a shell's low limits."""
     import resource
     import signal
 
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    Path("/proc/self/comm").write_text("heddle-session")
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        _soft, hard = resource.getrlimit(limit)
+        resource.setrlimit(limit, (hard, hard))
 
 
-def _log_to(path: Path, *, take_stdio: bool) -> None:
+def log_to(path: Path, *, take_stdio: bool) -> None:
     """Send the log, and when asked all that anything prints, to a file of bounded size."""
     import logging
     from logging.handlers import RotatingFileHandler
@@ -242,14 +277,15 @@ def run(request: Request, ready: Callable[[Message], None], *, foreground: bool 
 
     runtime = RuntimeDirectory(Path(request.runtime))
     repo = Repository.open(Path(request.repository))
+    repo.environment, repo.provider = request.environment, request.provider
     log = _log_path(runtime, repo, request)
-    _log_to(log, take_stdio=not foreground)
+    log_to(log, take_stdio=not foreground)
     if request.thread is None:
         state: Any = None if request.state is None else request.state.encode("ascii")
         overlay = Overlay.open(repo, request.spec, read_only=True, base=state)
     else:
         repo.current_thread = request.thread
-        overlay = Overlay.open(repo, request.thread)
+        overlay = Overlay.open(repo, request.thread, patience_s=_PATIENCE_S)
     try:
         session = _Session(request, runtime, repo, overlay, log, ready)
     except BaseException:
@@ -284,6 +320,7 @@ class _Session:
         ready: Callable[[Message], None],
     ) -> None:
         from heddle.mount.control import ControlServer
+        from heddle.mount.wire import Amount
 
         self._request = request
         self._runtime = runtime
@@ -292,7 +329,13 @@ class _Session:
         self._mountpoint = Path(request.mountpoint)
         self._ready = ready
         self._record = self._make_record(log)
-        self._recovered = overlay.dirty() if request.recover else None
+        self._is_restart = bool(request.crashes)
+        asked = request.recover and not self._is_restart
+        unsaved = overlay.dirty_if_known() if asked else None
+        self._recovered = unsaved and Amount(*unsaved)
+        self._untold: Amount | None = None
+        self._counted = threading.Event()
+        self._git: GitView | None = None
         self._control = ControlServer(self._record.socket, self._answer, _warn)
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope: trio.CancelScope | None = None
@@ -300,24 +343,27 @@ class _Session:
         self._capturing = threading.Lock()
         self._end_awaited = False
         self._loop_thread = threading.get_ident()
+        self._loop_task = threading.get_native_id()
+        self._device = os.stat(repo.heddle_dir).st_dev
         self._ended = threading.Event()
         self._left_dirty: tuple[int, int] | None = None
         self._operations: dict[str, Callable[[Message, Emit], Message]] = {
             "ping": self._ping,
             "status": self._status,
             "dirty": self._dirty,
+            "recovered": self._tell_recovered,
             "writers": self._writers,
+            "changed": self._changed,
             "capture": self._capture,
             "rebase": self._rebase,
+            "adopt": self._adopt,
             "stop": self._stop,
             "end": self._end,
         }
 
     def _make_record(self, log: Path) -> SessionRecord:
-        import time
-
         from heddle.mount.process import ProcessIdentity
-        from heddle.mount.registry import SessionRecord
+        from heddle.mount.registry import Crash, SessionRecord
 
         request = self._request
         process = ProcessIdentity.of(os.getpid())
@@ -337,6 +383,7 @@ class _Session:
             log=log,
             made_mountpoint=request.made_mountpoint,
             agent=request.agent,
+            crashes=tuple(Crash(*crash) for crash in request.crashes),
         )
 
     # life
@@ -369,6 +416,7 @@ class _Session:
             with trio.CancelScope() as self._scope:
                 if request.recover:
                     mountpoint.detach_all(self._mountpoint, self._record.source)
+                self._git = self._begin_git()
                 faults.reach("session.before-mount")
                 await loop.serve(
                     self._overlay.core,
@@ -380,6 +428,22 @@ class _Session:
                 )
             nursery.cancel_scope.cancel()
 
+    def _begin_git(self) -> GitView | None:
+        if self._repo.git is None:
+            return None
+        from heddle.mount.gitview import GitView
+
+        name = self._record.socket.stem
+        request = self._request
+        return GitView.begin(
+            self._overlay,
+            name,
+            self._mountpoint,
+            request.thread,
+            socket=self._record.socket,
+            agent=request.agent,
+        )
+
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
         """SIGTERM and SIGINT mean: unmount, whoever still uses it, and lose nothing that was written."""
         import signal
@@ -390,7 +454,12 @@ class _Session:
             task_status.started()
             async for number in signals:
                 _note(f"{signal.Signals(number).name}: unmounting")
-                await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
+                try:
+                    await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
+                except (
+                    RuntimeError
+                ) as error:  # no memory for a thread; the next signal may find some
+                    _warn(f"not unmounted: {error}")
 
     def _mounted(self, nursery: trio.Nursery) -> None:
         """The mount answers: open the control socket, leave a record, tell whoever waits."""
@@ -401,10 +470,11 @@ class _Session:
         faults.reach("session.mounted")
         self._token = trio.lowlevel.current_trio_token()
         self._overlay.in_loop = self._in_loop
+        self._repo.store.hurried_thread = self._loop_thread
         self._control.start()
         registry.register(self._runtime, self._record)
         faults.reach("session.registered")
-        recovered = self._recovered and {"files": self._recovered[0], "bytes": self._recovered[1]}
+        recovered = self._recovered and self._recovered._asdict()
         base = self._overlay.base
         self._ready(
             {
@@ -413,17 +483,41 @@ class _Session:
                 "recovered": recovered,
             }
         )
-        nursery.start_soon(trio.to_thread.run_sync, self._write_row)
+        nursery.start_soon(self._write_row)
+        if self._is_restart:
+            self._start_counting()
         _note(f"serving {self._request.spec} at {self._mountpoint}")
 
-    def _write_row(self) -> None:
+    async def _write_row(self) -> None:
         """The row in the database helps those with another runtime directory; a mount works without it."""
+        import trio
+
         from heddle.errors import HeddleError
 
         try:
-            self._repo.database.put_mount(self._record.to_row())
+            await trio.to_thread.run_sync(self._repo.database.put_mount, self._record.to_row())
         except HeddleError as error:
             _warn(f"the mount is not in the database: {error.message}")
+        except (MemoryError, RuntimeError) as error:  # no memory, or none for a thread
+            _warn(f"the mount is not in the database: {error}")
+
+    def _start_counting(self) -> None:
+        try:
+            threading.Thread(target=self._count, daemon=True).start()
+        except RuntimeError as error:  # no memory for a thread
+            _warn(f"what was recovered is not counted: {error}")
+            self._counted.set()
+
+    def _count(self) -> None:
+        """What was recovered, for whoever asks; after a restart nobody waits for it, and the mount need not."""
+        from heddle.mount.wire import Amount
+
+        try:
+            with self._capturing:  # the end waits for it, before it closes what is read here
+                unsaved = self._overlay.dirty_if_known()
+                self._untold = unsaved and Amount(*unsaved)
+        finally:
+            self._counted.set()
 
     def _unmount(self) -> None:
         """Unmount from a thread while the loop serves, so that the kernel can bring its dirty pages."""
@@ -444,6 +538,8 @@ class _Session:
     def _give_up(self) -> None:
         """It never was mounted."""
         self._control.close()
+        if self._git is not None:
+            self._git.end()
         self._overlay.close()
 
     def _finish(self) -> int:
@@ -451,15 +547,22 @@ class _Session:
         from heddle.mount import mountinfo, mountpoint, registry
 
         self._overlay.leave_loop()
+        self._repo.store.hurried_thread = None
         self._capturing.acquire(
             timeout=_GOODBYE_S
         )  # a capture under way reads what is closed below
         if mountinfo.is_mounted(self._mountpoint, self._record.source):
             _warn("the session ends and the mount is still there: it is stale now")
+            if self._git is not None:
+                self._git.leave()
             self._overlay.close()
+            self._ended.set()
+            self._control.drain(_GOODBYE_S)
             return 1
         if self._end_awaited and not self._record.read_only:
-            self._left_dirty = self._overlay.dirty()
+            self._left_dirty = self._overlay.dirty_if_known()
+        if self._git is not None:
+            self._git.end()
         self._overlay.close()
         faults.reach("session.closed")
         registry.forget(self._runtime, self._record, self._repo)
@@ -481,36 +584,71 @@ class _Session:
 
     def _answer(self, request: Message, emit: Emit) -> Message:
         from heddle.errors import UsageError
+        from heddle.mount import jobs
 
-        operation = self._operations.get(str(request.get("op")))
+        name = str(request.get("op"))
+        operation = self._operations.get(name)
         if operation is None:
-            raise UsageError(f"a session knows no operation {request.get('op')!r}")
-        return operation(request, emit)
+            raise UsageError(f"a session knows no operation {name!r}")
+        with jobs.noted(name) if name in _WORK else nullcontext():
+            return operation(request, emit)
 
     def _in_loop(self, function: Callable[[], T]) -> T:
-        """Run something in the loop's thread, with no await in it."""
+        """Run something in the loop's thread, with no await in it.
+
+        If it needs what a remote has promised, it is run again when that has come: it has to say so before it
+        changes anything.
+        """
         import trio
 
         from heddle.errors import NotMounted
+        from heddle.mount import jobs
+        from heddle.objects.promised import ObjectNotHere
 
         if threading.get_ident() == self._loop_thread:
             return function()
-        try:
-            return trio.from_thread.run_sync(function, trio_token=self._token)
-        except trio.RunFinishedError as error:
-            raise NotMounted("the session is ending") from error
+
+        def run() -> T:
+            jobs.turned_s = time.monotonic()
+            return function()
+
+        while True:
+            try:
+                return trio.from_thread.run_sync(run, trio_token=self._token)
+            except trio.RunFinishedError as error:
+                raise NotMounted("the session is ending") from error
+            except ObjectNotHere as missing:
+                self._repo.store.fetch([missing.raw_id])
 
     def _ping(self, _request: Message, _emit: Emit) -> Message:
+        """Who this is, and whether it serves, works slowly or is stuck; asks no disk."""
         import trio
 
+        from heddle.mount import jobs, waits
+
         turned = threading.Event()
+        before = waits.Watch(self._device, [self._loop_task, *jobs.running])
         try:
             assert self._token is not None
             self._token.run_sync_soon(turned.set)
         except trio.RunFinishedError:
             pass
-        loop = turned.wait(_LOOP_PROBE_S)
-        return {"record": self._record.to_json(), "loop": loop, "doing": self._doing}
+        loop = turned.wait(before.left_s())
+        doing = self._doing
+        under_way = dict(jobs.running)
+        if not loop:
+            step = waits.operation_of(sys._current_frames().get(self._loop_thread))
+            under_way[self._loop_task] = (self._doing or step, jobs.turned_s)
+        stuck = before.stuck(under_way)
+        if not loop and not doing:
+            stuck = stuck or before.endless(step, jobs.turned_s)
+            doing = None if stuck else step
+        return {
+            "record": self._record.to_json(),
+            "loop": loop,
+            "doing": doing,
+            "stuck": stuck and stuck._asdict(),
+        }
 
     def _status(self, _request: Message, emit: Emit) -> Message:
         from heddle.mount.wire import change_to_json
@@ -524,6 +662,13 @@ class _Session:
         files, size = self._overlay.dirty()
         return {"files": files, "bytes": size}
 
+    def _tell_recovered(self, _request: Message, _emit: Emit) -> Message:
+        """What an automatic restart recovered, to the first that asks."""
+        if self._is_restart:
+            self._counted.wait()
+        told, self._untold = self._untold, None
+        return {"recovered": told and told._asdict()}
+
     def _writers(self, _request: Message, emit: Emit) -> Message:
         from heddle.mount.wire import text_of
 
@@ -531,6 +676,20 @@ class _Session:
         for start in range(0, len(writers), _CHANGES_PER_LINE):
             emit([text_of(path) for path in writers[start : start + _CHANGES_PER_LINE]])
         return {}
+
+    def _changed(self, request: Message, emit: Emit) -> Message:
+        """What git's fsmonitor wants to know."""
+        from heddle.mount.wire import path_of, text_of
+
+        git = self._git
+        if git is None:
+            from heddle.errors import NotMounted
+
+            raise NotMounted("git can't be used in this mount")
+        token, paths = git.changed_since(path_of(str(request["token"])))
+        for start in range(0, len(paths), _CHANGES_PER_LINE):
+            emit([text_of(path) for path in paths[start : start + _CHANGES_PER_LINE]])
+        return {"token": text_of(token)}
 
     def _capture(self, request: Message, _emit: Emit) -> Message:
         from heddle.mount import wire
@@ -554,10 +713,24 @@ class _Session:
 
     def _rebase(self, _request: Message, _emit: Emit) -> Message:
         """Follow the thread, and have the kernel forget what it knows of the names that changed."""
+        if self._git is not None:
+            self._git.require_on_thread()
         with self._capturing, self._busy_with("rebase"):
             stale = self._overlay.rebase()
         for directory, name, node in stale:
             self._make_kernel_forget(directory, name, node)
+        return {"state": _text(self._overlay.base)}
+
+    def _adopt(self, request: Message, _emit: Emit) -> Message:
+        """Be relative to where git went in this mount; nothing that is seen changes."""
+        from heddle.mount import wire
+
+        moved_from = request["moved_from"]
+        thread = None if moved_from is None else (wire.id_from_json(moved_from[0]),)
+        with self._capturing, self._busy_with("adopt"):
+            agents = self._git.agents() if self._git is not None else {}
+            state = wire.id_from_json(request["state"])
+            self._overlay.adopt(state, thread=thread, agents=agents)
         return {"state": _text(self._overlay.base)}
 
     def _make_kernel_forget(self, directory: int, name: bytes, node: int) -> None:
@@ -576,9 +749,18 @@ class _Session:
         except OSError:
             pass  # the kernel did not know it
 
-    def _stop(self, _request: Message, _emit: Emit) -> Message:
-        """End without a mount in the name space: what others still hold open gets ENOTCONN."""
-        self._end_loop()
+    def _stop(self, request: Message, _emit: Emit) -> Message:
+        """End without a mount in the name space of who asks: what others still hold open gets ENOTCONN.
+
+        In our own name space there may still be one, which goes as well if it shall.
+        """
+        from heddle.mount import mountinfo
+
+        wanted = bool(request.get("unmount"))
+        if wanted and mountinfo.is_mounted(self._mountpoint, self._record.source):
+            self._unmount()
+        else:
+            self._end_loop()
         return {}
 
     def _end(self, _request: Message, emit: Emit) -> Message:
@@ -641,7 +823,3 @@ def _warn(line: str) -> None:
     import logging
 
     logging.getLogger(__name__).warning(line)
-
-
-if __name__ == "__main__":
-    main()

@@ -97,6 +97,9 @@ class AttrUpdate(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = (
+        None  # an adapter that keeps change times itself says which; otherwise it is now
+    )
 
 
 class Caller(NamedTuple):

@@ -14,13 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
+from heddle.errors import Busy
 from heddle.mount import upper as up
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.depth import any_depth
-from heddle.mount.lower import GITLINK, TreeEntries
+from heddle.mount.lower import GITLINK, Lower, TreeEntries
 from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.partial import Reader, reader
 from heddle.repo.capture import NotRecorded
-from heddle.repo.changes import Change, change_between, normalised, within
+from heddle.repo.changes import (
+    ANOTHER_REPOSITORY,
+    Change,
+    change_between,
+    normalised,
+    not_kept_of_mode,
+    within,
+)
+from heddle.repo.gitstage import Skipped
 from heddle.repo.ignore import IgnoreRules, always_ignored
 
 if TYPE_CHECKING:
@@ -34,6 +44,7 @@ DIRECTORY = 0o040000
 FILE = 0o100644
 EXECUTABLE = 0o100755
 SYMLINK = 0o120000
+NOTHING_SKIPPED = Skipped()
 _STREAMED = 4 << 20  # bytes above which a file is never held whole
 _CHUNK = 1 << 20
 
@@ -85,6 +96,10 @@ class Snapshot:
         writer: build trees and store files in it; None only compares.
         paths: look at these and what is below them only; elsewhere the base stands.
         hash_unknown: read files that only their bytes can tell from the base's.
+        umask: modes that it gives are not told as not recorded.
+        skipped: what git leaves out of the mount: the base stands there.
+        trusts_modes: executable bits mean something.
+        on_git: a new directory with a ``.git`` is another repository, whose link only git records.
 
     Attributes:
         changes: what differs from the base, path by path, without renames.
@@ -104,10 +119,15 @@ class Snapshot:
         writer: PackWriter | None = None,
         paths: Sequence[bytes] = (),
         hash_unknown: bool = True,
+        umask: int = 0o022,
+        skipped: Skipped = NOTHING_SKIPPED,
+        on_git: bool = False,
+        trusts_modes: bool = True,
     ) -> None:
         self.changes: list[Change] = []
         self.ignored = 0
         self.not_recorded: list[NotRecorded] = []
+        self._left_out = 0  # of these, what is not in the state at all
         self.unknown: list[Unknown] = []
         self.stored: list[Stored] = []
         self.size = 0
@@ -116,6 +136,10 @@ class Snapshot:
         self._writer = writer
         self._paths = normalised(paths)
         self._hash_unknown = hash_unknown
+        self._umask = umask
+        self._skipped = skipped
+        self._on_git = on_git
+        self._trusts_modes = trusts_modes
         self._rules = IgnoreRules(self._read_rules, exclude=exclude)
         self._visited: list[tuple[DirNode, int]] = []
 
@@ -130,7 +154,7 @@ class Snapshot:
 
     def mark_clean(self) -> None:
         """After a capture of everything: what was visited equals the new base."""
-        if not self._paths and not self.not_recorded:
+        if not self._paths and not self._left_out:
             for directory, ignored in self._visited:
                 directory.clean, directory.ignored = self._core.epoch, ignored
 
@@ -152,13 +176,13 @@ class Snapshot:
         if base is not None and self._is_clean(node):
             self.ignored += node.ignored
             return _Result(base, True)
-        before = len(self.changes), len(self.not_recorded), self.ignored
+        before = len(self.changes), self._left_out, self.ignored
         entries = self._entries(node, lower, base, path)
         ignored = self.ignored - before[2]
-        left_out = ignored or len(self.not_recorded) > before[1]
+        left_out = ignored or self._left_out > before[1]
         if node is not None:
             self._visited.append((node, ignored))
-            if (len(self.changes), len(self.not_recorded)) == before[:2] and not self._paths:
+            if (len(self.changes), self._left_out) == before[:2] and not self._paths:
                 node.clean, node.ignored = self._core.epoch, ignored
         if not entries and left_out and not self._is_empty(base):
             return _Result(None, False)
@@ -203,15 +227,13 @@ class Snapshot:
     ) -> Entry | None:
         """One name: what of it is recorded."""
         name = path.rpartition(b"/")[2]
-        if not self._is_selected(path):
+        if not self._is_selected(path) or (base is not None and path in self._skipped):
             return base
         if not within(path, self._paths) and not self._shows_directory(node, whiteout, below, name):
             is_directory = base is not None and stat.S_ISDIR(base[0])
             return self._walked(None, None, base, path) if is_directory else base
         if whiteout is True or always_ignored(name):
-            if base is not None:
-                self._report_deleted(path, base)
-            return None
+            return None if base is None else self._deleted(path, base)
         if whiteout is False:
             assert node is not None
             return self._upper_entry(node, name, base, path)
@@ -285,6 +307,23 @@ class Snapshot:
             self.changes.append(change_between(path, base, entry))
         return entry
 
+    def _deleted(self, path: bytes, base: tuple[int, ObjectID]) -> Entry | None:
+        """A name that is gone: what of it stays recorded, because git leaves it out of the mount."""
+        if path in self._skipped:
+            return base
+        if not stat.S_ISDIR(base[0]) or not self._skipped.lie_below(path):
+            self._report_deleted(path, base)
+            return None
+        kept = {
+            name: self._deleted(path + b"/" + name, entry)
+            for name, entry in self._core.lower.entries(base[1]).items()
+        }
+        if self._writer is None:
+            return (DIRECTORY, None)
+        listed = [(name, *entry) for name, entry in kept.items() if entry is not None]
+        hidden = self._core.lower.hidden_entries(base[1])
+        return (DIRECTORY, self._writer.add_tree([*listed, *hidden]))  # type: ignore[list-item]
+
     def _report_deleted(self, path: bytes, base: tuple[int, ObjectID]) -> None:
         if not stat.S_ISDIR(base[0]):
             self.changes.append(change_between(path, base, None))
@@ -312,6 +351,7 @@ class Snapshot:
         if kind == stat.S_IFREG:
             return self._upper_file(parent, name, status, base, path)
         self.not_recorded.append(NotRecorded(path, f"{_KINDS.get(kind, 'a special file')}"))
+        self._left_out += 1
         if base is not None:
             self._report_deleted(path, base)
         return None
@@ -323,6 +363,11 @@ class Snapshot:
             return base  # a submodule's own files are its own repository's business
         node = self._core.child(parent, name)
         assert isinstance(node, DirNode)
+        if base is None and self._on_git and self._core.names(node).get(b".git") is False:
+            self._core.drop_if_unused(node)
+            self.not_recorded.append(NotRecorded(path, ANOTHER_REPOSITORY))
+            self._left_out += 1
+            return None
         node.lookups += 1  # reading rules on the way may let go of what nobody holds
         try:
             return self._walked(node, node.lower, base, path)
@@ -349,7 +394,9 @@ class Snapshot:
         where = up.entry_path(core.fd(parent), name)
         marks = up.read_marks(where) if live is None else live.marks
         permissions = status.st_mode if marks is None or marks.mode is None else marks.mode
-        mode = EXECUTABLE if permissions & 0o100 else FILE
+        mode = EXECUTABLE if permissions & 0o100 and self._trusts_modes else FILE
+        if not self._trusts_modes and base is not None and stat.S_ISREG(base[0]):
+            mode = base[0]
         blob = core.content_id(status, marks)
         if blob is not None and not self._is_kept(blob, marks):
             blob = None
@@ -358,8 +405,8 @@ class Snapshot:
             blob = self._identify(parent, name, status, base, path, live)
         if base is None or base != (mode, blob):
             self.size += size
-            if permissions & 0o7000:
-                why = f"its mode {permissions & 0o7777:04o}: git keeps only the executable bit"
+            why = not_kept_of_mode(permissions, self._umask)
+            if why is not None:
                 self.not_recorded.append(NotRecorded(path, why))
         if blob is not None and (marks is None or (marks.blob is None and marks.stored != blob)):
             self.stored.append(Stored(parent, name, status, blob))
@@ -384,7 +431,7 @@ class Snapshot:
         comparable = (
             base is not None
             and stat.S_ISREG(base[0])
-            and self._core.lower.size(base[1]) == status.st_size
+            and self._core.lower.size_if_known(base[1]) in (status.st_size, None)
         )
         if self._writer is None and not (comparable and self._hash_unknown):
             is_open = isinstance(live, FileNode) and live.writers > 0
@@ -392,9 +439,10 @@ class Snapshot:
             return None
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._core.fd(parent))
         try:
+            read = shown_bytes(self._core.lower, fd)
             if self._writer is not None:
-                return store_file(self._writer, fd, status.st_size)
-            return self._hash(_pieces(fd), status.st_size)
+                return store_file(self._writer, read, status.st_size)
+            return hash_file(read, status.st_size, self._core.lower.object_format)
         finally:
             os.close(fd)
 
@@ -425,19 +473,31 @@ def hash_blob(pieces: Iterator[bytes], size: int, object_format: str) -> ObjectI
     return cast("ObjectID", digest.hexdigest().encode())
 
 
-def store_file(writer: PackWriter, fd: int, size: int) -> ObjectID:
-    """Store an open file of a known size.
+def hash_file(read: Reader, size: int, object_format: str) -> ObjectID:
+    """The git id of what is to be read, as a blob."""
+    return hash_blob(pieces(read), size, object_format)
+
+
+def shown_bytes(lower: Lower, fd: int) -> Reader:
+    """What reads an open real file from its beginning, as it is shown."""
+    marks = up.read_marks(fd)
+    return reader(lower.read, fd, None if marks is None else marks.under)
+
+
+def store_file(writer: PackWriter, read: Reader, size: int) -> ObjectID:
+    """Store a file of a known size.
 
     Raises:
         ChangedWhileRead: it had more or fewer bytes.
     """
     if size > _STREAMED:
-        return writer.add_blob_from(lambda count: os.read(fd, count), size)
-    return writer.add_blob(b"".join(_pieces(fd)))
+        return writer.add_blob_from(read, size)
+    return writer.add_blob(b"".join(pieces(read)))
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
-    while piece := os.read(fd, _CHUNK):
+def pieces(read: Reader) -> Iterator[bytes]:
+    """All that is to be read, bit by bit."""
+    while piece := read(_CHUNK):
         yield piece
 
 
@@ -469,14 +529,16 @@ def read_whole(core: ContentAddressedMount, node: FileNode) -> bytes:
 def settle(
     root: bytes,
     unknown: Sequence[Unknown],
-    identify: Callable[[int, int], ObjectID],
+    lower: Lower,
+    identify: Callable[[Reader, int], ObjectID],
 ) -> Iterator[tuple[Unknown, ObjectID]]:
     """Read files by their path on disk, in any thread; those that move or change meanwhile are passed over.
 
     Args:
         root: path of the upper directory.
         unknown: what to read.
-        identify: makes an id of a descriptor and a size.
+        lower: where the bytes are that a file does not have.
+        identify: makes an id of what reads a file, and its size.
     """
     for one in unknown:
         try:
@@ -485,10 +547,10 @@ def settle(
             continue
         try:
             if _same(os.fstat(fd), one.status):
-                blob = identify(fd, one.status.st_size)
+                blob = identify(shown_bytes(lower, fd), one.status.st_size)
                 if _same(os.fstat(fd), one.status):
                     yield one, blob
-        except (OSError, ValueError):
+        except (OSError, ValueError, Busy, up.Damaged):  # Busy: it had more or fewer bytes
             continue
         finally:
             os.close(fd)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 _ahead: Starting | None = None
 
 # -P keeps the current directory, which an agent may write to, out of the module path.
-_COMMAND = ("-P", "-m", "heddle.mount.session")
+_COMMAND = ("-P", "-X", "utf8", "-m", "heddle.mount.supervisor")
 
 
 class Starting:
     """A session's process that waits for its request.
 
     Args:
-        pid: the process that was started; it ends at once and leaves the session to init.
+        pid: the process that was started; it ends at once and leaves the supervisor to init.
         request: write end of the session's stdin.
         reply: read end of its stdout and, until it has a log, of its stderr.
     """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.mount.overlay import Overlay
+    from heddle.mount.sources import Source
     from heddle.repo.capture import Captured
     from heddle.repo.changes import Change
     from heddle.repo.repository import Repository
@@ -51,6 +52,9 @@ class Unsaved(Protocol):
         allow_empty: bool = False,
     ) -> Captured:
         """Record what is unsaved as a new state of the thread."""
+
+    def adopt(self, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None) -> None:
+        """Be relative to another state and show the same."""
 
 
 @contextmanager
@@ -84,6 +88,44 @@ def unsaved(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Iterato
             overlay.close()
 
 
+@contextmanager
+def view(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Iterator[Source]:
+    """What a thread's mount shows, live, stale or not mounted just now; of one never mounted, its state.
+
+    Args:
+        repo, thread, runtime: as for ``unsaved``.
+
+    Raises:
+        ThreadNotFound: no such thread.
+        Busy: as for ``unsaved``.
+    """
+    from heddle.mount.sources import CoreSource, LiveSource
+
+    row = repo.threads.get(thread)
+    session = _serving(repo, thread, runtime)
+    if session is not None:
+        yield LiveSource(session.mountpoint)
+    elif not overlay_dir(repo, thread).is_dir():
+        with state_view(repo, thread, row.state) as source:
+            yield source
+    else:
+        with runtime.changing(runtime.session_id(repo.path, thread)):
+            from heddle.mount.overlay import Overlay
+
+            with Overlay.open(repo, thread) as overlay:
+                yield CoreSource(overlay.core)
+
+
+@contextmanager
+def state_view(repo: Repository, spec: str, state: ObjectID | None) -> Iterator[Source]:
+    """What a read-only mount of a state would show; None is the empty tree."""
+    from heddle.mount.overlay import Overlay
+    from heddle.mount.sources import CoreSource
+
+    with Overlay.open(repo, spec, read_only=True, base=state) as overlay:
+        yield CoreSource(overlay.core)
+
+
 def agent_defaults(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Mapping[str, str]:
     """The attribution defaults that a thread was mounted with; empty when it is not mounted."""
     found = [record for record in registry.recorded(runtime, repo) if record.thread == thread]
@@ -105,6 +147,28 @@ def follow(repo: Repository, thread: str, runtime: RuntimeDirectory) -> bool:
     _Live(repo, session).flush()  # what only the kernel has so far counts as unsaved
     control.call(session.record.socket, "rebase")
     return True
+
+
+def adopt(
+    repo: Repository,
+    thread: str,
+    state: ObjectID | None,
+    runtime: RuntimeDirectory,
+    *,
+    moved_from: tuple[ObjectID | None] | None,
+) -> None:
+    """Take the state that git went to in a thread's mount, live or not, for what it is relative to.
+
+    Args:
+        state: where git is.
+        moved_from: (where the thread is,): the thread goes there too.
+
+    Raises:
+        ThreadMoved: it is elsewhere.
+        Busy: the session hangs, or another command is at the overlay.
+    """
+    with unsaved(repo, thread, runtime) as mine:
+        mine.adopt(state, moved_from)
 
 
 def shown_state(mountpoint: Path, runtime: RuntimeDirectory) -> ObjectID | None:
@@ -130,7 +194,7 @@ def _serving(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Sessio
             return session
         if session.state == "hung":
             raise Busy(
-                f"the session of {session.mountpoint} does not answer",
+                f"the session of {session.mountpoint} hangs: {session.reason}",
                 hint=f"heddle mount {thread} recovers it, heddle unmount --force {thread} ends it",
             )
     return None
@@ -189,6 +253,13 @@ class _Live:
         unsure = tuple(NotRecorded(path, _LAST_BYTES) for path in missed)
         return replace(captured, not_recorded=captured.not_recorded + unsure)
 
+    def adopt(self, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None) -> None:
+        arguments = {
+            "state": wire.id_to_json(state),
+            "moved_from": None if moved_from is None else [wire.id_to_json(moved_from[0])],
+        }
+        control.call(self._socket, "adopt", arguments)
+
     def flush(self) -> list[bytes]:
         """Bring the session what the kernel still holds of files open for writing; those that can't be brought."""
         writers: list[str] = []
@@ -227,3 +298,6 @@ class _Offline:
                 allow_empty=allow_empty,
                 writer=writer,
             )
+
+    def adopt(self, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None) -> None:
+        self._overlay.adopt(state, thread=moved_from)

@@ -13,22 +13,35 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 from heddle import faults
-from heddle.mount.shell import Stale
+from heddle.errors import StorageError
+from heddle.mount.partial import Partial, object_id
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
+log = logging.getLogger(__name__)
 
+
+class Damaged(StorageError):
+    """What the upper says of one of its entries is not what was written."""
+
+    kind = "damaged_overlay"
+
+
+REPAIR = "heddle fsck --repair"
 MARKS = "user.heddle.node"
 OPAQUE = "user.overlay.opaque"
+NUMBERS = "numbers"
 PRIVATE_PREFIXES = (b"user.heddle.", b"user.overlay.", b"trusted.overlay.")
 
 RENAME_NOREPLACE = 1
@@ -52,45 +65,40 @@ def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> N
         raise OSError(number, os.strerror(number))
 
 
-class Marks:
+class Marks(NamedTuple):
     """What a real file or directory of the upper says about itself beyond stat(2): one xattr, ``key=value`` words.
 
     Attributes:
         ino: inode number that the mount shows, when it is not the real file's.
         mode: permission bits that the mount shows, when the real ones must be wider for the session's user.
-        blob: the bytes are not here but in this blob (the real file is a hole of the right size).
-        stored: the bytes are here and are also this blob, for as long as size and mtime are the recorded ones.
-        size, mtime_ns: belong to ``blob`` (authoritative) or ``stored`` (to be compared).
-        ctime_ns: the change time to show, while ``blob`` or ``stored`` holds.
         lower: a directory's lower is this tree, wherever the directory was moved to.
         time_ns: on the root: the time of captured files that have none of their own.
+        blob: the bytes are not here but in this blob (the real file is a hole of the right size).
+        stored: the bytes are here and are also this blob's, for as long as size and mtime are the recorded ones.
+        under: some of the bytes are not here but in a blob; size and times are the real file's.
+        size: belongs to ``blob`` (authoritative) or ``stored`` (to be compared).
+        mtime_ns: with ``blob`` the time to show; otherwise the real file's when ``stored`` and ``ctime_ns`` were
+            noted, which hold as long as it is that.
+        ctime_ns: the change time to show: the real one moves with everything that is noted here.
     """
 
-    __slots__ = (
-        "blob",
-        "ctime_ns",
-        "ino",
-        "lower",
-        "mode",
-        "mtime_ns",
-        "size",
-        "stored",
-        "time_ns",
-    )
-
-    def __init__(self) -> None:
-        self.ino: int | None = None
-        self.mode: int | None = None
-        self.blob: ObjectID | None = None
-        self.stored: ObjectID | None = None
-        self.size = 0
-        self.mtime_ns = 0
-        self.ctime_ns: int | None = None
-        self.lower: ObjectID | None = None
-        self.time_ns: int | None = None
+    ino: int | None = None
+    mode: int | None = None
+    lower: ObjectID | None = None
+    time_ns: int | None = None
+    blob: ObjectID | None = None
+    stored: ObjectID | None = None
+    under: Partial | None = None
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int | None = None
 
     def encode(self) -> bytes:
         """The attribute's value; empty when there is nothing to say."""
+        words = b" ".join(self._words())
+        return b"%s sum=%08x" % (words, crc32(words)) if words else b""
+
+    def _words(self) -> list[bytes]:
         words = []
         if self.ino is not None:
             words.append(b"ino=%d" % self.ino)
@@ -103,10 +111,14 @@ class Marks:
         content = self.blob or self.stored
         if content is not None:
             kind = b"blob" if self.blob else b"stored"
-            words.append(b"%s=%s size=%d mtime=%d" % (kind, content, self.size, self.mtime_ns))
-            if self.ctime_ns is not None:
-                words.append(b"ctime=%d" % self.ctime_ns)
-        return b" ".join(words)
+            words.append(b"%s=%s size=%d" % (kind, content, self.size))
+        if self.under is not None:
+            words.append(b"under=" + self.under.encode())
+        if content is not None or self.ctime_ns is not None:
+            words.append(b"mtime=%d" % self.mtime_ns)
+        if self.ctime_ns is not None:
+            words.append(b"ctime=%d" % self.ctime_ns)
+        return words
 
     @classmethod
     def decode(cls, value: bytes) -> Marks:
@@ -115,28 +127,66 @@ class Marks:
         Raises:
             ValueError: it is not one of ours (a damaged upper).
         """
-        marks = cls()
+        words, _, checksum = value.rpartition(b" sum=")
+        if checksum != b"%08x" % crc32(words):
+            raise ValueError("its checksum is wrong")
+        return cls._of(words)
+
+    @classmethod
+    def guess(cls, value: bytes) -> Marks:
+        """What a damaged value says, as far as it is readable; for a repair, which checks it.
+
+        Ids may be wrong in some digits.
+        """
+        found: dict[str, Any] = {}
         for word in value.split():
             key, _, text = word.partition(b"=")
-            if key == b"ino":
-                marks.ino = int(text)
-            elif key == b"mode":
-                marks.mode = int(text, 8)
-            elif key in (b"lower", b"blob", b"stored"):
-                if len(text) not in (40, 64) or not all(c in b"0123456789abcdef" for c in text):
-                    raise ValueError(f"not an object id: {text!r}")
-                setattr(marks, key.decode(), text)
-            elif key == b"time":
-                marks.time_ns = int(text)
-            elif key == b"size":
-                marks.size = int(text)
-            elif key == b"mtime":
-                marks.mtime_ns = int(text)
-            elif key == b"ctime":
-                marks.ctime_ns = int(text)
-            else:
+            if key in (b"lower", b"blob") and len(text) in (40, 64):
+                found[key.decode()] = text
+            elif key in _WORDS:
+                name, read = _WORDS[key]
+                with suppress(ValueError):
+                    found[name] = read(text)
+        return cls(**found)
+
+    @classmethod
+    def _of(cls, words: bytes) -> Marks:
+        found: dict[str, Any] = {}
+        for word in words.split():
+            key, _, text = word.partition(b"=")
+            if key not in _WORDS:
                 raise ValueError(f"unknown word {word!r}")
-        return marks
+            name, read = _WORDS[key]
+            found[name] = read(text)
+        return cls(**found)
+
+    def times(self, status: os.stat_result) -> tuple[int, int]:
+        """Modification and change time to show of the real file or directory that says this."""
+        mtime_ns = self.mtime_ns if self.blob is not None else status.st_mtime_ns
+        if self.ctime_ns is not None and self.mtime_ns == mtime_ns:
+            return mtime_ns, self.ctime_ns
+        return mtime_ns, status.st_ctime_ns
+
+
+NO_MARKS = Marks()
+
+
+def _octal(text: bytes) -> int:
+    return int(text, 8)
+
+
+_WORDS: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
+    b"ino": ("ino", int),
+    b"mode": ("mode", _octal),
+    b"lower": ("lower", object_id),
+    b"time": ("time_ns", int),
+    b"blob": ("blob", object_id),
+    b"stored": ("stored", object_id),
+    b"under": ("under", Partial.decode),
+    b"size": ("size", int),
+    b"mtime": ("mtime_ns", int),
+    b"ctime": ("ctime_ns", int),
+}
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -153,7 +203,7 @@ def read_marks(where: bytes | int) -> Marks | None:
     """The marks of a file or directory, None when it has none.
 
     Raises:
-        Stale: the attribute is damaged; its path is in the message.
+        Damaged: the attribute is; its path is in the message.
     """
     try:
         value = _getxattr(where, MARKS)
@@ -164,7 +214,17 @@ def read_marks(where: bytes | int) -> Marks | None:
     try:
         return Marks.decode(value)
     except ValueError as error:
-        raise Stale(f"damaged {MARKS} on {where!r}: {error}") from None
+        raise Damaged(f"{MARKS} of {place_of(where)} is damaged: {error}", hint=REPAIR) from None
+
+
+def place_of(where: bytes | int) -> str:
+    """Where something lies, for people."""
+    if isinstance(where, int):
+        return os.readlink(f"/proc/self/fd/{where}")
+    directory, slash, name = where.rpartition(b"/")
+    with suppress(OSError):
+        directory = os.readlink(directory)
+    return os.fsdecode(directory + slash + name)
 
 
 def write_marks(where: bytes | int, marks: Marks) -> None:
@@ -200,16 +260,23 @@ def _remove_quietly(where: bytes | int) -> None:
 
 
 def is_opaque(directory: int) -> bool:
-    """Say whether an upper directory hides its lower."""
+    """Say whether an upper directory hides its lower.
+
+    Raises:
+        Damaged: the attribute is.
+    """
     try:
-        return os.getxattr(directory, OPAQUE) == b"y"
+        value = os.getxattr(directory, OPAQUE)
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return False
         raise
+    if value != b"y":
+        raise Damaged(f"{OPAQUE} of {place_of(directory)} is {value!r}", hint=REPAIR)
+    return True
 
 
-def set_opaque(directory: int) -> None:
+def set_opaque(directory: bytes | int) -> None:
     """Make an upper directory hide its lower."""
     faults.reach("upper.before-opaque")
     os.setxattr(directory, OPAQUE, b"y")
@@ -231,6 +298,10 @@ class Upper:
     Args:
         directory: the overlay's directory; ``upper`` and ``work`` are made in it.
         widen: the session's user is not root: keep owner permission on real files whatever the mount shows.
+
+    Attributes:
+        numbers: the inode number that the mount shows of a symlink or special file, by the real one, where that is
+            another; they can have no marks.
     """
 
     def __init__(self, directory: Path, *, widen: bool) -> None:
@@ -239,14 +310,31 @@ class Upper:
             (directory / name).mkdir(mode=0o755, exist_ok=True)
         self.root = os.open(directory / "upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.work = os.open(directory / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._serial = 0
         self._whiteout: bytes | None = None
+        self.numbers = _read_numbers(directory / NUMBERS)
         self._clear_work()
 
     def close(self) -> None:
         """Give the descriptors back."""
         os.close(self.root)
         os.close(self.work)
+        os.close(self._top)
+
+    def set_number(self, real_ino: int, shown: int | None) -> None:
+        """Note the inode number that the mount shows of a symlink or special file; None: the real one."""
+        if self.numbers.get(real_ino) == shown:
+            return
+        name = f"{NUMBERS}/{real_ino}"
+        faults.reach("upper.before-number")
+        if self.numbers.pop(real_ino, None) is not None:
+            os.unlink(name, dir_fd=self._top)
+        if shown is not None:
+            with suppress(FileExistsError):
+                os.mkdir(NUMBERS, 0o700, dir_fd=self._top)
+            os.symlink(str(shown), name, dir_fd=self._top)
+            self.numbers[real_ino] = shown
 
     def _clear_work(self) -> None:
         """Remove what a crash left half made; nothing in ``work`` was ever visible."""
@@ -260,13 +348,10 @@ class Upper:
 
     @contextmanager
     def staged(self) -> Iterator[bytes]:
-        """A name in ``work`` to make something under; whatever is left of it afterwards is removed."""
+        """A name in ``work`` to make something under; when the block fails, what was made is removed."""
         name = self.temporary_name()
-        try:
+        with undone(self.work, name):
             yield name
-        except BaseException:
-            remove_tree(self.work, name)
-            raise
 
     def publish(self, temporary: bytes, directory: int, name: bytes) -> None:
         """Move a finished entry from ``work`` to its place, over a file or whiteout if one is there."""
@@ -287,7 +372,14 @@ class Upper:
         """Exchange a staged entry with the one in place, then remove the latter (whatever it is)."""
         renameat2(self.work, temporary, directory, name, RENAME_EXCHANGE)
         faults.reach("upper.after-exchange")
-        remove_tree(self.work, temporary)
+        self.clear_away(temporary)
+
+    def clear_away(self, temporary: bytes) -> None:
+        """Remove what was moved into ``work`` to be gone. That it can't be removed changes nothing that is seen."""
+        try:
+            remove_tree(self.work, temporary)
+        except OSError as error:
+            log.warning("left in work until the overlay is opened again: %s", error)
 
     def white_out(self, directory: int, name: bytes, *, replace: bool) -> None:
         """Record a deletion in one step.
@@ -338,14 +430,37 @@ class Upper:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM):
                 raise
-            os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
-            faults.reach("upper.rename-without-whiteout")
-            self._link_whiteout(old_dir, old)
+            with self.staged() as temporary:
+                self._link_whiteout(self.work, temporary)
+                os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+                faults.reach("upper.rename-without-whiteout")
+                self.publish(temporary, old_dir, old)
 
     def real_mode(self, mode: int, *, directory: bool = False) -> int:
         """The permission bits a real file gets so that the session can always reach it."""
         mode &= 0o7777
         return mode | (0o700 if directory else 0o600) if self.widen else mode
+
+
+@contextmanager
+def undone(directory: int, name: bytes) -> Iterator[None]:
+    """Remove what a block made under a name when the block fails; what it failed of is raised."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(directory, name)
+        raise
+
+
+def _read_numbers(directory: Path) -> dict[int, int]:
+    """What was noted by `Upper.set_number`; a number that can't be read is forgotten, and the real one is shown."""
+    found: dict[int, int] = {}
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            with suppress(ValueError, OSError):
+                found[int(name)] = int(os.readlink(directory / name))
+    return found
 
 
 def remove_tree(directory: int, name: bytes) -> None:

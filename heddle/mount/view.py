@@ -8,15 +8,17 @@ again from disk when it is next looked up. Nothing here changes what is seen; `f
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from heddle.mount import upper as up
 from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
-from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.nodes import DirNode, FileNode, Node, PinnedFile
 from heddle.mount.shell import (
     NAME_MAX,
     ROOT,
@@ -29,15 +31,21 @@ from heddle.mount.shell import (
     ReadOnly,
     Stale,
 )
-from heddle.mount.upper import Marks, Upper
+from heddle.mount.upper import NO_MARKS, Marks, Upper
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
+    from heddle.mount.journal import Journal
+
 _LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
+_PROVISIONAL_INO = 1 << 63
 _OPEN_DIRECTORIES = 256  # descriptors kept for upper directories, where the process may have many
 
+_SAID = ("ino", "mode", "lower", "explicit", "kept")  # of a directory's node, by its marks
+
 OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -56,7 +64,9 @@ class View:
         nodes: live nodes by number.
         epoch: counts events after which no directory may be thought clean without a look.
         watched: names whose change may change what is ignored elsewhere.
+        pinned: the name in the root that the mount shows of itself, None for none.
         known: contents known to be a blob: real inode number to (size, mtime_ns, ctime_ns, blob).
+        journal: is told of every name that shows something else than before; None: nobody asks.
     """
 
     def __init__(
@@ -76,7 +86,9 @@ class View:
         self.gid = gid
         self.epoch = 0
         self.watched: frozenset[bytes] = frozenset()
+        self.pinned: bytes | None = None
         self.known: dict[int, tuple[int, int, int, ObjectID] | None] = {}
+        self.journal: Journal | None = None
         self.root = DirNode(ROOT, None, b"", tree)
         self.root.lookups = 1
         self.nodes: dict[NodeId, Node] = {ROOT: self.root}
@@ -87,7 +99,28 @@ class View:
         self._as_root = os.geteuid() == 0
         if upper is not None:
             self._adopt_directory(self.root, upper.root)
-            self._mark_directory(self.root)
+
+    def pin(self, name: bytes, content: bytes, opened: Callable[[int], None]) -> bool:
+        """Show a file in the root that no capture records and nobody can change.
+
+        Args:
+            name: one that no tree can have.
+            content: short.
+            opened: called with the process id whenever the file is opened, in a worker thread.
+
+        Returns:
+            Whether it is shown: a real file of that name in the upper stands in its place.
+        """
+        if self.child(self.root, name) is not None:
+            return False
+        blob: Any = hashlib.sha1(b"pinned\0" + content).hexdigest().encode()
+        self.lower.pin(blob, content)
+        mode = stat.S_IFREG | 0o444
+        node = PinnedFile(self._lower_ino(self.root.ino, name), self.root, name, mode, opened)
+        node.blob, node.size, node.lookups = blob, len(content), 1
+        self._add(node, self.root, name)
+        self.pinned = name
+        return True
 
     def close(self) -> None:
         """Give all descriptors back; the view must not be used any more."""
@@ -220,10 +253,19 @@ class View:
             node.size = self.lower.size(oid)
         return self._add(node, parent, name)
 
+    def provisional(self, parent: DirNode, name: bytes) -> Attrs:
+        """What a listing shows of a captured file whose size is not known: a number that stands for nothing yet.
+
+        The kernel is told to forget it at once, so that whoever wants more than the name looks it up.
+        """
+        mode = _shown_mode(self.lower.entries(parent.lower)[name][0])
+        ino = self._lower_ino(parent.ino, name) | _PROVISIONAL_INO
+        when = self.time_ns
+        return Attrs(ino, mode, 1, self.uid, self.gid, 0, 0, 0, when, when, when)
+
     def _lower_ino(self, parent: NodeId, name: bytes) -> NodeId:
         """A number for a captured node that comes out the same at every mount."""
-        digest = hashlib.blake2b(name, digest_size=8, salt=parent.to_bytes(8, "little")).digest()
-        ino = int.from_bytes(digest, "little") & (_LOWER_INO - 1) | _LOWER_INO
+        ino = lower_number(parent, name)
         while ino in self.nodes:
             ino += 1
         return ino
@@ -236,17 +278,17 @@ class View:
         marks = None
         if stat.S_ISREG(status.st_mode):
             marks = up.read_marks(up.entry_path(directory_fd, name))
-        ino = status.st_ino if marks is None or marks.ino is None else marks.ino
+        ino = self.number(status, marks)
         same = self.nodes.get(ino)
         if same is not None:
             if isinstance(same, FileNode) and same.is_file(status.st_ino):
                 return self._add_link(same, parent, name)
-            ino = self._lower_ino(
-                ino, name
-            )  # the kernel still holds an earlier owner of the number
-            marks = marks or Marks()
-            marks.ino = ino
-            if stat.S_ISREG(status.st_mode):
+            # the kernel still holds an earlier owner of the number
+            ino = self._lower_ino(ino, name)
+            if not stat.S_ISREG(status.st_mode):
+                self._require_writable().set_number(status.st_ino, ino)
+            else:
+                marks = self._keeping(status, marks)._replace(ino=ino)
                 up.write_marks(up.entry_path(directory_fd, name), marks)
         node = FileNode(ino, parent, name, status.st_mode)
         node.upper = True
@@ -256,42 +298,74 @@ class View:
         self._take_marks(node, marks)
         return self._add(node, parent, name)
 
+    def number(self, status: os.stat_result, marks: Marks | None) -> NodeId:
+        """The number to show of a real entry that is no directory."""
+        if marks is not None and marks.ino is not None:
+            return marks.ino
+        if self.upper is None or stat.S_ISREG(status.st_mode):
+            return status.st_ino
+        return self.upper.numbers.get(status.st_ino, status.st_ino)
+
     def _load_upper_directory(self, parent: DirNode, name: bytes) -> DirNode:
         node = DirNode(0, parent, name, subtree(self.lower.entries(parent.lower), name))
         node.upper = True
         self._adopt_directory(node, self.fd(node))
         if node.ino in self.nodes:  # see _load_upper
-            node.ino = self._lower_ino(node.ino, name)
-            self._mark_directory(node)
+            self._mark_directory(node, ino=self._lower_ino(node.ino, name))
         self._add(node, parent, name)
         return node
 
     def _adopt_directory(self, node: DirNode, fd: int) -> None:
         """Take over what an upper directory says of itself."""
         node.upper = True
-        marks = up.read_marks(fd) or Marks()
+        marks = up.read_marks(fd) or NO_MARKS
+        if marks.ctime_ns is not None:
+            node.kept = marks.mtime_ns, marks.ctime_ns
+        node.mode = marks.mode
+        if marks.lower is not None:
+            node.lower, node.explicit = marks.lower, True
+        elif up.is_opaque(fd):
+            node.lower, node.explicit = None, True
         if node.ino != ROOT:
             node.ino = os.fstat(fd).st_ino if marks.ino is None else marks.ino
         elif marks.time_ns is not None:
             self.time_ns = marks.time_ns
         else:  # a new upper: the root is as old as what it shows
             os.utime(fd, ns=(self.time_ns, self.time_ns))
-        node.mode = marks.mode
-        if marks.lower is not None:
-            node.lower, node.explicit = marks.lower, True
-        elif up.is_opaque(fd):
-            node.lower, node.explicit = None, True
+            self._mark_directory(node, kept=(self.time_ns, self.time_ns))
 
-    def _mark_directory(self, node: DirNode) -> None:
-        marks = Marks()
-        if node is self.root:
-            marks.time_ns = self.time_ns
-        else:
-            marks.ino = node.ino
-        marks.mode = node.mode
-        if node.explicit:
-            marks.lower = node.lower
+    def _mark_directory(self, node: DirNode, **changes: Any) -> None:
+        """Have an upper directory say what its node knows, with these of its attributes changed: both or neither."""
+        if "kept" not in changes:
+            changes["kept"] = self._directory_times(node, os.fstat(self.fd(node)))
+        said = {name: changes.get(name, getattr(node, name)) for name in _SAID}
+        is_root = node is self.root
+        marks = Marks(
+            ino=None if is_root else said["ino"],
+            mode=said["mode"],
+            lower=said["lower"] if said["explicit"] else None,
+            time_ns=self.time_ns if is_root else None,
+        )
+        if said["kept"] is not None:
+            mtime_ns, ctime_ns = said["kept"]
+            marks = marks._replace(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
         up.write_marks(self.fd(node), marks)
+        for name, value in changes.items():
+            setattr(node, name, value)
+
+    @staticmethod
+    def _directory_times(node: DirNode, status: os.stat_result) -> tuple[int, int]:
+        """Modification and change time that an upper directory shows."""
+        if node.kept is not None and node.kept[0] == status.st_mtime_ns:
+            return node.kept
+        return status.st_mtime_ns, status.st_ctime_ns
+
+    @staticmethod
+    def _keeping(status: os.stat_result, marks: Marks | None) -> Marks:
+        """A real file's marks, with the change time that it shows: for a change of the file that nobody is to see."""
+        marks = marks or NO_MARKS
+        mtime_ns, ctime_ns = marks.times(status)
+        return marks._replace(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
     def _take_marks(self, node: FileNode, marks: Marks | None) -> None:
         node.marks = marks
@@ -299,9 +373,11 @@ class View:
         if marks is not None and marks.blob is not None:
             node.size = marks.size
 
-    def _write_marks(self, node: FileNode) -> None:
-        if node.marks is not None:
-            up.write_marks(self._where(node), node.marks)
+    def _write_marks(self, node: FileNode, marks: Marks) -> None:
+        """Have a real file say this of itself; known here once it is on disk."""
+        if marks != (node.marks or NO_MARKS):
+            up.write_marks(self._where(node), marks)
+            node.marks = marks
 
     def _where(self, node: FileNode) -> bytes | int:
         """The real file, for calls on xattrs: its descriptor, or a path through its directory."""
@@ -344,9 +420,7 @@ class View:
             if isinstance(node, FileNode):
                 if node.opens > 0:
                     return
-                for parent, name in node.links or ():
-                    if parent.children.get(name) is node:
-                        del parent.children[name]
+                self._drop_links(node)
                 self._close_file(node)
                 if node.orphan:
                     self.known.pop(node.real_ino, None)
@@ -362,11 +436,34 @@ class View:
                 del parent_node.children[node.name]
             node = parent_node
 
-    def _open_file(self, node: FileNode) -> int:
-        if node.fd < 0:
-            if node.parent is None:
-                raise Stale("the file is gone")
-            node.fd = os.open(node.name, OPEN_FLAGS, dir_fd=self.fd(node.parent))
+    def _drop_links(self, node: FileNode) -> None:
+        links, node.links = node.links, None
+        for parent, name in links or ():
+            if parent.children.get(name) is node:
+                del parent.children[name]
+                self.drop_if_unused(parent)
+
+    def _open_file(self, node: FileNode, *, write: bool = False) -> int:
+        """The real file's descriptor, kept while somebody has it open.
+
+        Where the file system below has become read-only, one for reading, until somebody wants to write again.
+        """
+        if node.fd >= 0 and not (write and _is_for_reading(node.fd)):
+            return node.fd
+        if node.parent is None:
+            raise Stale("the file is gone")
+        directory = self.fd(node.parent)
+        try:
+            fd = os.open(node.name, OPEN_FLAGS, dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EROFS or write:
+                raise
+            fd = os.open(node.name, READ_FLAGS, dir_fd=directory)
+        if node.fd >= 0:  # others read through it
+            os.dup2(fd, node.fd, inheritable=False)
+            os.close(fd)
+        else:
+            node.fd = fd
         return node.fd
 
     def _close_file(self, node: FileNode) -> None:
@@ -432,6 +529,7 @@ class View:
             return Attrs(node.ino, mode, nlink, self.uid, self.gid, 0, 4096, 8, when, when, when)
         status = self._directory_status(node)
         mode = status.st_mode if node.mode is None else stat.S_IFDIR | node.mode
+        mtime_ns, ctime_ns = self._directory_times(node, status)
         return Attrs(
             node.ino,
             mode,
@@ -442,8 +540,8 @@ class View:
             status.st_size,
             status.st_blocks,
             status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+            mtime_ns,
+            ctime_ns,
         )
 
     def _directory_status(self, node: DirNode) -> os.stat_result:
@@ -470,20 +568,16 @@ class View:
             assert node.last is not None
             return node.last
         marks = node.marks
-        mode, size, mtime, ctime = (
-            status.st_mode,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
-        blocks = status.st_blocks
+        mode, size, blocks = status.st_mode, status.st_size, status.st_blocks
+        mtime_ns, ctime_ns = status.st_mtime_ns, status.st_ctime_ns
         if marks is not None:
+            mtime_ns, ctime_ns = marks.times(status)
             if marks.mode is not None:
                 mode = stat.S_IFMT(mode) | marks.mode
             if marks.blob is not None:
-                size, mtime, blocks = marks.size, marks.mtime_ns, -(-marks.size // 512)
-            if marks.ctime_ns is not None:
-                ctime = marks.ctime_ns
+                size = marks.size
+            if marks.blob is not None or marks.under is not None:  # few blocks are a hole to some
+                blocks = -(-size // 512)
         return Attrs(
             node.ino,
             mode,
@@ -494,8 +588,8 @@ class View:
             size,
             blocks,
             status.st_atime_ns,
-            mtime,
-            ctime,
+            mtime_ns,
+            ctime_ns,
         )
 
     def _status(self, node: FileNode) -> os.stat_result | None:
@@ -515,10 +609,13 @@ class View:
             return []
         below = self.lower.entries(directory.lower)
         if not directory.upper:
-            return list(below)
-        names = self.names(directory)
-        shown = [name for name, whiteout in names.items() if not whiteout]
-        shown += [name for name in below if name not in names]
+            shown = list(below)
+        else:
+            names = self.names(directory)
+            shown = [name for name, whiteout in names.items() if not whiteout]
+            shown += [name for name in below if name not in names]
+        if directory is self.root and self.pinned is not None:
+            shown.append(self.pinned)
         return shown
 
     def read_link(self, node: NodeId) -> bytes:
@@ -542,6 +639,15 @@ class View:
             and marks.mtime_ns == status.st_mtime_ns
         )
 
+    def known_content(self, node: FileNode) -> ObjectID | None:
+        """The blob that a file's bytes are known to be, None when they would have to be read."""
+        if node.blob is not None:
+            return node.blob
+        status = self._status(node)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        return self.content_id(status, node.marks)
+
     def content_id(self, status: os.stat_result, marks: Marks | None) -> ObjectID | None:
         """The blob that a real regular file's bytes are known to be, None when they would have to be read."""
         if marks is not None:
@@ -553,6 +659,16 @@ class View:
         if entry is not None and entry[:3] == stat_key(status):
             return entry[3]
         return None
+
+
+def lower_number(parent: NodeId, name: bytes) -> NodeId:
+    """The number of a captured node, unless a live one has it."""
+    digest = hashlib.blake2b(name, digest_size=8, salt=parent.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") & (_LOWER_INO - 1) | _LOWER_INO
+
+
+def _is_for_reading(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def _descriptor_limit() -> int:

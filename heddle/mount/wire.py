@@ -70,9 +70,9 @@ def change_to_json(change: Change) -> Json:
         "kind": change.kind,
         "old_path": None if change.old_path is None else text_of(change.old_path),
         "old_mode": change.old_mode,
-        "old_id": _id_to_json(change.old_id),
+        "old_id": id_to_json(change.old_id),
         "new_mode": change.new_mode,
-        "new_id": _id_to_json(change.new_id),
+        "new_id": id_to_json(change.new_id),
     }
 
 
@@ -85,9 +85,9 @@ def change_from_json(value: Mapping[str, Any]) -> Change:
         kind=value["kind"],
         old_path=None if value["old_path"] is None else path_of(value["old_path"]),
         old_mode=value["old_mode"],
-        old_id=_id_from_json(value["old_id"]),
+        old_id=id_from_json(value["old_id"]),
         new_mode=value["new_mode"],
-        new_id=_id_from_json(value["new_id"]),
+        new_id=id_from_json(value["new_id"]),
     )
 
 
@@ -108,7 +108,7 @@ def captured_from_json(repo: Repository, value: Mapping[str, Any]) -> Captured:
     from heddle.repo.capture import Captured, NotRecorded
 
     return Captured(
-        state=repo.state(_id_from_json(value["state"])),
+        state=repo.state(id_from_json(value["state"])),
         added=value["added"],
         modified=value["modified"],
         deleted=value["deleted"],
@@ -117,9 +117,9 @@ def captured_from_json(repo: Repository, value: Mapping[str, Any]) -> Captured:
     )
 
 
-def _id_to_json(object_id: ObjectID | None) -> str | None:
+def id_to_json(object_id: ObjectID | None) -> str | None:
     return None if object_id is None else object_id.decode("ascii")
 
 
-def _id_from_json(text: str | None) -> Any:
+def id_from_json(text: str | None) -> Any:
     return None if text is None else text.encode("ascii")

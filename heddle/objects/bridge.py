@@ -6,52 +6,44 @@ objects for one. It is a module of its own because importing it loads dulwich.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Set
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
+from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
 from dulwich.object_format import get_object_format
 from dulwich.object_store import MissingObjectFinder, PackCapableObjectStore, PackInputTooLarge
 from dulwich.objects import ObjectID, RawObjectID, ShaFile
-from dulwich.pack import (
-    PackData,
-    PackInflater,
-    PackStreamCopier,
-    full_unpacked_object,
-    write_pack_data,
-)
+from dulwich.pack import PackStreamCopier, full_unpacked_object, write_pack_data
+
+from heddle.objects.incoming import take_pack
 
 if TYPE_CHECKING:
     from dulwich.pack import Pack, UnpackedObject
 
-    from heddle.objects.pack import PackWriter
+    from heddle.objects.store import ObjectStore
 
+DAMAGE = (
+    ApplyDeltaError,
+    ChecksumMismatch,
+    ObjectFormatException,
+    AssertionError,
+    EOFError,
+    IndexError,
+    OSError,
+    ValueError,
+    zlib.error,
+)
+"""What dulwich raises for bytes that are not what git wrote."""
 _SPOOL_BYTES = 16 << 20
 """An incoming git pack longer than this is kept in a temporary file."""
-
-
-class Objects(Protocol):
-    """What is asked of the object store; its own methods say more."""
-
-    format_name: str
-
-    def contains_packed(self, object_id: bytes) -> bool: ...
-    def contains_loose(self, object_id: bytes) -> bool: ...
-    def __contains__(self, object_id: bytes) -> bool: ...
-    def __getitem__(self, object_id: bytes) -> ShaFile: ...
-    def __iter__(self) -> Iterator[ObjectID]: ...
-    def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
-    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]: ...
-    def add_object(self, obj: ShaFile) -> None: ...
-    def add_objects(self, objects: Iterable[tuple[ShaFile, str | None]]) -> None: ...
-    def writer(self) -> PackWriter: ...
-    def close(self) -> None: ...
 
 
 class DulwichStore(PackCapableObjectStore):
     """The object store behind dulwich's class; see the methods of that class."""
 
-    def __init__(self, store: Objects) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         super().__init__(object_format=get_object_format(store.format_name))
         self._store = store
 
@@ -108,14 +100,9 @@ class DulwichStore(PackCapableObjectStore):
 
     def _store_pack(self, file: BinaryIO) -> None:
         """Store the objects of a git pack; deltas may refer to objects that are here already."""
-        size = file.tell()
-        file.seek(0)
-        with PackData.from_file(file, self.object_format, size) as data:
-            data.check()
-            with self._store.writer() as writer:
-                for obj in PackInflater.for_pack_data(data, self.get_raw):
-                    writer.add(obj.type_num, obj.as_raw_string())
-                writer.commit()
+        with self._store.writer() as writer:
+            take_pack(file, self._store, writer)
+            writer.commit()
 
     def add_pack_data(
         self,
@@ -187,6 +174,7 @@ class DulwichStore(PackCapableObjectStore):
             self, haves=have, wants=want, shallow=shallow, progress=progress
         )
         ids = [object_id for object_id, _ in finder]
+        self._store.fetch(ids)  # of a lazy clone, in one request
         return len(ids), (full_unpacked_object(self[object_id]) for object_id in ids)
 
 

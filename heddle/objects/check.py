@@ -6,17 +6,20 @@ one layer up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from heddle.atomic import write_file
-from heddle.errors import CorruptObject
-from heddle.objects.index import Index, encode_index
-from heddle.objects.layout import REINDEX_HINT
+from heddle.errors import StorageError
+from heddle.objects.blockindex import encode_index, open_index
+from heddle.objects.index import Index
+from heddle.objects.layout import REINDEX_HINT, Entry, corrupt
 from heddle.objects.packfile import PackFile
 
-_RESTORE = "restore the file from a copy of the repository, or capture again what it held"
+_NAME = re.compile("[0-9a-f]{64}")
+REPAIR_HINT = "heddle fsck --repair keeps what is sound of it, and says what is lost"
 
 
 class Problem(NamedTuple):
@@ -27,11 +30,13 @@ class Problem(NamedTuple):
             ``missing_pack`` or ``missing_alternate``.
         what: one line for the user.
         repair: what to do about it, one line.
+        id: binary id of the object that is damaged, if it is about one.
     """
 
     kind: str
     what: str
     repair: str
+    id: bytes | None = None
 
 
 def verify(
@@ -42,9 +47,12 @@ def verify(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
     """Check every pack and index of a directory; see ``ObjectStore.verify``."""
+    if not directory.is_dir():
+        yield Problem("missing_pack", f"{directory} is missing", REPAIR_HINT)
+        return
     sound: list[Index] = []
     yield from verify_indexes(directory, id_length, sound)
-    yield from _verify_packs(sound, id_length, full=full, progress=progress)
+    yield from _verify_packs(directory, id_length, sound, full=full, progress=progress)
 
 
 def verify_indexes(
@@ -55,64 +63,89 @@ def verify_indexes(
     Args:
         sound: the sound ones are added to it.
     """
-    packs, indexes = _names(directory, ".pack"), _names(directory, ".idx")
+    packs, indexes = names(directory, ".pack"), names(directory, ".idx")
     for name in sorted(packs - indexes):
         yield Problem("missing_index", f"{directory / name}.pack has no index", REINDEX_HINT)
     for name in sorted(indexes - packs):
-        yield Problem("missing_pack", f"{directory / name}.idx has no pack", _RESTORE)
+        yield Problem("missing_pack", f"{directory / name}.idx has no pack", REPAIR_HINT)
     for name in sorted(packs & indexes):
         try:
-            index = _checked_index(directory, name, id_length)
-        except CorruptObject as error:
+            index = checked_index(directory, name, id_length)
+        except StorageError as error:
             yield Problem("damaged_index", error.message, REINDEX_HINT)
         else:
             if sound is not None:
                 sound.append(index)
 
 
-def _names(directory: Path, suffix: str) -> set[str]:
-    return {path.stem for path in directory.iterdir() if path.suffix == suffix}
+def names(directory: Path, suffix: str) -> set[str]:
+    """The packs, by name, that have a file of this suffix."""
+    return {
+        path.stem
+        for path in directory.iterdir()
+        if path.suffix == suffix and _NAME.fullmatch(path.stem)
+    }
 
 
-def _checked_index(directory: Path, name: str, id_length: int) -> Index:
-    index = Index(directory / f"{name}.idx", id_length)
+def checked_index(directory: Path, name: str, id_length: int) -> Index:
+    """An index that is sound as a whole and is this pack's.
+
+    Raises:
+        CorruptObject: it is not.
+        FileNotFoundError: there is none.
+    """
+    index = open_index(directory / f"{name}.idx", id_length)
     index.check()
+    if index.pack_digest.hex() != name:
+        raise corrupt(str(index.path), None, "it is another pack's", hint=REINDEX_HINT)
     return index
 
 
 def _verify_packs(
-    indexes: list[Index],
+    directory: Path,
     id_length: int,
+    sound: list[Index],
     *,
     full: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Problem]:
-    total = sum(index.count for index in indexes)
+    indexes = {index.path.stem: index for index in sound}
+    total = sum(index.count for index in sound)
     done = 0
-    for index in indexes:
+    for name in sorted(names(directory, ".pack")):
+        index = indexes.get(name)
         try:
-            pack = PackFile(index.pack_path, id_length)
+            pack = PackFile(directory / f"{name}.pack", id_length)
         except FileNotFoundError:  # gc has merged it since it was listed
             continue
-        whole = pack.is_whole(index.pack_digest) and index.pack_digest.hex() == pack.path.stem
+        whole = pack.is_named_right()
         if not whole:
-            yield Problem("damaged_pack", f"{pack.path} is not what was written", _RESTORE)
-        for entry in index:
+            yield Problem("damaged_pack", f"{pack.path} is not what was written", REPAIR_HINT)
+        for entry in pack.scan() if index is None else sorted(index, key=_place):
             if full or not whole:
-                try:
-                    pack.rehash(entry)
-                except CorruptObject as error:
-                    yield Problem("damaged_object", error.message, _RESTORE)
-            done += 1
+                yield from _check_entry(pack, entry)
+            done += index is not None
             if progress is not None:
                 progress(done, total)
+
+
+def _check_entry(pack: PackFile, entry: Entry) -> Iterator[Problem]:
+    try:
+        pack.rehash(entry)
+    except StorageError as error:
+        yield Problem("damaged_object", error.message, REPAIR_HINT, entry.id)
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    """In this order a block is decompressed once."""
+    return entry.offset, entry.member
 
 
 def reindex(directory: Path, id_length: int) -> list[str]:
     """Rebuild every missing or damaged index of a directory; see ``ObjectStore.reindex``."""
     broken = [
         name
-        for name in sorted(_names(directory, ".pack"))
+        for name in sorted(names(directory, ".pack"))
         if not _is_sound(directory, name, id_length)
     ]
     for name in broken:
@@ -122,8 +155,8 @@ def reindex(directory: Path, id_length: int) -> list[str]:
 
 def _is_sound(directory: Path, name: str, id_length: int) -> bool:
     try:
-        _checked_index(directory, name, id_length)
-    except (CorruptObject, FileNotFoundError):
+        checked_index(directory, name, id_length)
+    except (StorageError, FileNotFoundError):
         return False
     return True
 

@@ -1,214 +1,604 @@
 """Git's own object directories, read where they are as an alternate.
 
-Owns finding an object's type and size there without inflating it, and one lock, because dulwich's stores are not
-meant for several threads. Everything else about git's files is dulwich's.
+Owns which packs, loose objects and further directories there are, and in which order they are asked; what is in a
+pack is ``gitpack.py``'s. Reads alone: nothing of git's is ever written or locked here. Large blobs, which git
+stores as one deflated stream, are inflated once, into a temporary file without a name.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import weakref
+import time
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
-from dulwich.object_format import get_object_format
-from dulwich.object_store import DiskObjectStore
-from dulwich.objects import ObjectID, RawObjectID
+from heddle.atomic import write_all
+from heddle.errors import CorruptObject, StorageError
+from heddle.objects.cache import ContentCache
+from heddle.objects.gitformat import BLOB, ID_LENGTHS, TYPE_NAMES, new_hash, to_hex, to_raw
+from heddle.objects.gitpack import PIECE, Damaged, Delta, Entry, GitPack, Replaced
+from heddle.objects.layout import WHOLE_LIMIT
 
-from heddle.errors import CorruptObject
-from heddle.objects.gitformat import TYPE_NAMES, to_hex, to_raw
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from dulwich.objects import ObjectID
 
 _TYPE_NUMS = {name: number for number, name in TYPE_NAMES.items()}
-_OFS_DELTA, _REF_DELTA = 6, 7
-DAMAGE = (
-    ApplyDeltaError,
-    ChecksumMismatch,
-    ObjectFormatException,
-    AssertionError,
-    EOFError,
-    IndexError,
-    OSError,
-    ValueError,
-    zlib.error,
-)
-"""What dulwich, and reading headers here, raise for bytes that are not what git wrote."""
-_HEAD_BYTES = 1024
-"""Enough for any object header and a delta's reference to its base, and for deflate's tables (at most 286 bytes) before
-the first deflated bytes."""
+_BASES_BYTES = 8 << 20
+"""Contents kept for the deltas that build on them, and for trees and commits that are read again."""
+_LOOSE_HEAD_BYTES = 1024
+"""Enough for the header, and for deflate's tables (at most 286 bytes) before it."""
+_LOOSE_HEADER = 32
+"""Bytes of the longest ``type size NUL``."""
+_SPOOLS = 8
+_MANY = 200
+"""Objects whose sizes are worth a git process, which takes as long as some hundred."""
+_PATIENCE_S = 120
+"""How many large blobs are kept inflated at a time."""
+_SPOOLED_BYTES = 2 << 30
+"""Their bytes on disk, except that the one in use is kept however large it is."""
+_SETTLED_NS = 50_000_000
+"""A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
+_T = TypeVar("_T")
 
 
 class GitObjects:
     """A ``.git/objects`` directory with its packs, its loose objects and its own alternates.
 
+    Safe for several threads. What git adds or repacks meanwhile is seen by the lookup that needs it.
+
     Args:
         path: the directory.
         format_name: ``sha1`` or ``sha256``.
         opened_by: the directories that led here, so that a circle ends.
+        spool: where large blobs are inflated to; None, or a directory that can't be written: the system's place.
     """
 
     def __init__(
-        self, path: Path, format_name: str, opened_by: frozenset[Path] = frozenset()
+        self,
+        path: Path,
+        format_name: str,
+        opened_by: frozenset[Path] = frozenset(),
+        *,
+        spool: Path | None = None,
     ) -> None:
         self.path = path
-        self._format = get_object_format(format_name)
-        self._store = DiskObjectStore(path, object_format=self._format)
-        self._lock = threading.RLock()
+        self._id_length = ID_LENGTHS[format_name]
+        self._packs = _Packs(path / "pack", self._id_length)
+        self._prefix = f"{path}{os.sep}"
         self._loose: dict[str, frozenset[str]] = {}
+        self._bases = ContentCache[tuple[GitPack, int]](_BASES_BYTES)
+        self._spool = spool
+        self._spools: OrderedDict[bytes, _Spool] = OrderedDict()
+        self._spools_lock = threading.Lock()
         opened_by |= {path.resolve()}
         self._alternates = [
-            GitObjects(each, format_name, opened_by)
+            GitObjects(each, format_name, opened_by, spool=spool)
             for each in _read_alternates(path)
             if each.resolve() not in opened_by
         ]
-        # Dulwich complains at the end of the process about a store that was not closed.
-        weakref.finalize(self, self._store.close)
 
     def close(self) -> None:
         """Close what is open; the directory can still be read."""
-        self._store.close()
+        self._packs.forget()
+        with self._spools_lock:
+            self._spools.clear()
         for alternate in self._alternates:
             alternate.close()
 
     # Looking up
 
     def contains(self, raw_id: bytes) -> bool:
-        with self._lock:
-            return (
-                self._store.contains_packed(RawObjectID(raw_id))
-                or self._loose_path(raw_id).exists()
-                or any(alternate.contains(raw_id) for alternate in self._alternates)
-            )
+        """Say whether an object is here or in an alternate, looking at the directories again."""
+        return self._here(raw_id) is not None or any(
+            alternate.contains(raw_id) for alternate in self._alternates
+        )
+
+    @cached_property
+    def is_partial(self) -> bool:
+        """Whether it is a partial clone of git's: a remote has promised what its packs refer to and lack.
+
+        Git marks the packs that came so (gitformat-pack(5) has nothing of it; git-index-pack(1), ``--promisor``).
+        """
+        try:
+            marked = any(name.endswith(".promisor") for name in os.listdir(f"{self._prefix}pack"))
+        except (FileNotFoundError, NotADirectoryError):
+            marked = False
+        return marked or any(each.is_partial for each in self._alternates)
+
+    def promises_id(self, raw_id: bytes) -> bool:
+        """Say whether a remote may have an object: git does not list what was left out, so it may have any."""
+        return self.is_partial
 
     def holds(self, raw_id: bytes) -> bool:
-        """As ``contains``, but each directory of loose objects is listed only once."""
-        with self._lock:
-            path = self._loose_path(raw_id)
-            return (
-                self._store.contains_packed(RawObjectID(raw_id))
-                or path.name in self._loose_names(path.parent)
-                or any(alternate.holds(raw_id) for alternate in self._alternates)
-            )
-
-    def _loose_path(self, raw_id: bytes) -> Path:
+        """As ``contains``, going by the first look at each directory: costs no system call."""
         name = raw_id.hex()
-        return self.path / name[:2] / name[2:]
+        return (
+            self._packs.find(raw_id) is not None
+            or name[2:] in self._loose_names(name[:2])
+            or any(alternate.holds(raw_id) for alternate in self._alternates)
+        )
 
-    def _loose_names(self, directory: Path) -> frozenset[str]:
-        names = self._loose.get(directory.name)
+    def _loose_names(self, directory: str) -> frozenset[str]:
+        names = self._loose.get(directory)
         if names is None:
             try:
-                names = frozenset(os.listdir(directory))
-            except FileNotFoundError:
+                names = frozenset(os.listdir(self._prefix + directory))
+            except (FileNotFoundError, NotADirectoryError):
                 names = frozenset()
-            self._loose[directory.name] = names
+            self._loose[directory] = names
         return names
 
-    def _owner(self, raw_id: bytes) -> GitObjects | None:
-        """The alternate to ask for an object that is not in this directory itself, or None when it is."""
-        if self._store.contains_packed(RawObjectID(raw_id)) or self._loose_path(raw_id).exists():
-            return None
+    def _loose_path(self, raw_id: bytes) -> str:
+        name = raw_id.hex()
+        return f"{self._prefix}{name[:2]}{os.sep}{name[2:]}"
+
+    def _here(self, raw_id: bytes) -> tuple[GitPack, int] | str | None:
+        """Where an object is in this directory itself: (pack, offset) or the path of a loose one."""
+        found = self._packs.find(raw_id)
+        if found is not None:
+            return found
+        path = self._loose_path(raw_id)
+        if os.path.exists(path):
+            return path
+        return self._packs.find_anew(raw_id)
+
+    def _read(
+        self,
+        raw_id: bytes,
+        packed: Callable[[GitPack, int], _T],
+        loose: Callable[[str], _T],
+        elsewhere: Callable[[GitObjects], _T],
+    ) -> _T:
+        """Read an object where it is; looks again when git took its file away meanwhile.
+
+        Raises:
+            KeyError: there is no such object.
+            CorruptObject: it can't be read.
+        """
+        for again in (True, True, False):
+            found = self._here(raw_id)
+            try:
+                with self._naming_damage(raw_id):
+                    if isinstance(found, tuple):
+                        return packed(*found)
+                    if found is not None:
+                        return loose(found)
+            except _Gone as gone:
+                if again:
+                    self._packs.forget()
+                    continue
+                raise _corrupt(self.path, raw_id, gone) from None
+            break
         for alternate in self._alternates:
             if alternate.contains(raw_id):
-                return alternate
+                return elsewhere(alternate)
+        damage = self._packs.damage
+        if damage:  # the object may be in a pack whose index can't be read
+            raise _corrupt(self.path, raw_id, damage[0])
         raise KeyError(to_hex(raw_id))
-
-    def kind(self, object_id: bytes) -> int:
-        return self._head(self._raw(object_id))[0]
-
-    def size(self, object_id: bytes) -> int:
-        return self._head(self._raw(object_id))[1]
-
-    def is_chunked(self, object_id: bytes) -> bool:
-        return False
-
-    def _raw(self, object_id: bytes) -> bytes:
-        return to_raw(object_id, self._format.oid_length)
-
-    # Reading
-
-    def get_raw(self, name: bytes) -> tuple[int, bytes]:
-        """An object's type number and content; KeyError or CorruptObject as the store raises them."""
-        raw_id = self._raw(name)
-        with self._lock, self._naming_damage(raw_id):
-            owner = self._owner(raw_id)
-            return owner.get_raw(raw_id) if owner else self._store.get_raw(to_hex(raw_id))
 
     @contextmanager
     def _naming_damage(self, raw_id: bytes) -> Iterator[None]:
         try:
             yield
-        except DAMAGE as error:
-            raise CorruptObject(
-                f"{self.path} is damaged at object {raw_id.hex()}: {error}",
-                hint="run `git fsck --full` there",
+        except (FileNotFoundError, Replaced) as error:
+            raise _Gone(error) from error
+        except OSError as error:
+            raise StorageError(
+                f"object {raw_id.hex()} in {self.path} can't be read: {error.strerror}"
             ) from error
-
-    def read_at(self, object_id: bytes, offset: int, size: int) -> bytes:
-        return self.get_raw(object_id)[1][offset : offset + size]
-
-    def iter_ids(self) -> Iterator[bytes]:
-        with self._lock:
-            ids = list(self._store)
-        yield from (bytes.fromhex(each.decode()) for each in ids)
-        for alternate in self._alternates:
-            yield from alternate.iter_ids()
-
-    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
-        with self._lock:
-            yield from list(self._store.iter_prefix(prefix))
-        for alternate in self._alternates:
-            yield from alternate.iter_prefix(prefix)
+        except KeyError as error:
+            raise _corrupt(self.path, raw_id, "the base of its delta is missing") from error
+        except (zlib.error, ValueError, RecursionError) as error:
+            raise _corrupt(self.path, raw_id, error) from error
 
     # Type and size from the first bytes
 
+    def kind(self, object_id: bytes) -> int:
+        """An object's type number, as headers say."""
+        return self._head(self._raw(object_id))[0]
+
+    def size(self, object_id: bytes) -> int:
+        """The length of an object's content in bytes, as headers say."""
+        return self._head(self._raw(object_id))[1]
+
+    def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of many objects, by binary id, as stock git knows them; those that it does not are left out.
+
+        It is asked in a directory of its own: in the repository's it might fetch what a partial clone lacks.
+        """
+        if len(raw_ids) < _MANY:
+            return {}
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="heddle-") as directory:
+            _make_bare(Path(directory), self._id_length)
+            said = _ask_git(Path(directory), self.path, b"\n".join(map(to_hex, raw_ids)) + b"\n")
+        if len(said) != len(raw_ids):
+            return {}
+        return {id: int(size) for id, size in zip(raw_ids, said, strict=True) if size.isdigit()}
+
+    def _raw(self, object_id: bytes) -> bytes:
+        return to_raw(object_id, self._id_length)
+
     def _head(self, raw_id: bytes) -> tuple[int, int]:
-        """An object's type number and size in bytes."""
-        with self._lock, self._naming_damage(raw_id):
-            owner = self._owner(raw_id)
-            if owner is not None:
-                return owner._head(raw_id)
-            return self._packed_head(raw_id) or self._loose_head(raw_id)
+        return self._read(
+            raw_id,
+            lambda pack, offset: pack.kind_and_size(offset, self.kind),
+            _loose_head,
+            lambda alternate: alternate._head(raw_id),
+        )
 
-    def _loose_head(self, raw_id: bytes) -> tuple[int, int]:
-        with open(self._loose_path(raw_id), "rb", buffering=0) as file:
-            head = zlib.decompressobj().decompress(file.read(_HEAD_BYTES), _HEAD_BYTES)
-        type_name, size = head[: head.index(b"\0")].split(b" ")
-        return _TYPE_NUMS[type_name], int(size)
+    def is_chunked(self, object_id: bytes) -> bool:
+        """Say whether an object is large: then ``read_at`` does not inflate the whole each time."""
+        kind, size = self._head(self._raw(object_id))
+        return kind == BLOB and size > WHOLE_LIMIT
 
-    def _packed_head(self, raw_id: bytes) -> tuple[int, int] | None:
-        for pack in self._store.packs:
-            try:
-                offset = pack.index.object_offset(RawObjectID(raw_id))
-            except KeyError:
+    # Reading
+
+    def get_raw(self, name: bytes) -> tuple[int, bytes]:
+        """An object's type number and content, which are what its id says.
+
+        Raises:
+            KeyError: there is no such object.
+            CorruptObject, StorageError: it can't be read.
+        """
+        raw_id = self._raw(name)
+        return self._read(
+            raw_id,
+            lambda pack, offset: _checked(raw_id, *self._packed(pack, offset)),
+            lambda path: _checked(raw_id, *_loose_whole(path)),
+            lambda alternate: alternate.get_raw(raw_id),
+        )
+
+    def _packed(self, pack: GitPack, offset: int) -> tuple[int, bytes]:
+        """Make an object of a pack, from the nearest base that is still in memory."""
+        deltas: list[tuple[int, Entry]] = []
+        while True:
+            found = self._bases.get((pack, offset))
+            if found is not None:
+                break
+            entry = pack.entry(offset)
+            if entry.base is None:
+                found = entry.type_num, pack.inflate(entry)
+                self._bases.put((pack, offset), found)
+                break
+            deltas.append((offset, entry))
+            if isinstance(entry.base, bytes):
+                found = self.get_raw(entry.base)
+                break
+            pack.check_depth(len(deltas), offset)
+            offset = entry.base
+        kind, content = found
+        for offset, entry in reversed(deltas):
+            content = Delta(pack.inflate(entry)).apply(content)
+            self._bases.put((pack, offset), (kind, content))
+        return kind, content
+
+    def read_at(self, object_id: bytes, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes of an object's content from ``offset``, short at its end."""
+        raw_id = self._raw(object_id)
+        if not self.is_chunked(raw_id):
+            return self.get_raw(raw_id)[1][offset : offset + size]
+
+        def spooled(pieces: Callable[[], Iterator[bytes]]) -> bytes:
+            return self._spooled(raw_id, pieces).read_at(offset, size)
+
+        return self._read(
+            raw_id,
+            lambda pack, at: spooled(lambda: self._stream(pack, at)),
+            lambda path: spooled(lambda: _loose_stream(path)),
+            lambda alternate: alternate.read_at(raw_id, offset, size),
+        )
+
+    # Large blobs
+
+    def _spooled(self, raw_id: bytes, pieces: Callable[[], Iterator[bytes]]) -> _Spool:
+        """The temporary file of a large blob, made if need be; those unused for longest go."""
+        size = self.size(raw_id)
+        with self._spools_lock:
+            found = self._spools.get(raw_id)
+            if found is None or found.broken:
+                digest = new_hash(self._id_length, BLOB, size)
+                checked = _hashed(pieces(), digest, raw_id)
+                found = self._spools[raw_id] = _Spool(checked, size, self._spool)
+            self._spools.move_to_end(raw_id)
+            while len(self._spools) > 1 and (
+                len(self._spools) > _SPOOLS
+                or sum(each.size for each in self._spools.values()) > _SPOOLED_BYTES
+            ):
+                self._spools.popitem(last=False)
+        return found
+
+    def _stream(self, pack: GitPack, offset: int) -> Iterator[bytes]:
+        """The content of a packed object, piece by piece, whatever deltas it is made by.
+
+        At most two of the chain's objects are on disk at a time, and none in memory.
+        """
+        chain = pack.chain(offset)
+        last = chain.pop()
+        source: Callable[[int, int], bytes]
+        if isinstance(last.base, bytes):
+            source = partial(self.read_at, last.base)
+            chain.append(last)
+        elif not chain:
+            yield from pack.pieces(last)
+            return
+        else:
+            source = _Spool(pack.pieces(last), last.size, self._spool).read_at
+        while len(chain) > 1:
+            delta = Delta(pack.inflate(chain.pop()))
+            spool = _Spool(delta.stream(source), delta.size, self._spool)
+            spool.fill()
+            source = spool.read_at
+        yield from Delta(pack.inflate(chain.pop())).stream(source)
+
+    # Listing
+
+    def iter_ids(self) -> Iterator[bytes]:
+        """The binary id of every object here and in the alternates, some more than once."""
+        for pack in self._packs.all():
+            yield from pack.index.ids()
+        yield from self._loose_ids("")
+        for alternate in self._alternates:
+            yield from alternate.iter_ids()
+
+    def _loose_ids(self, prefix: str) -> Iterator[bytes]:
+        directories = [prefix[:2]] if len(prefix) >= 2 else [f"{byte:02x}" for byte in range(256)]
+        for directory in directories:
+            if not directory.startswith(prefix[:2]):
                 continue
-            with open(pack.data.path, "rb", buffering=0) as file:
-                return self._entry_head(file.fileno(), offset)
+            try:
+                names = os.listdir(self._prefix + directory)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for name in names:
+                if len(name) == 2 * self._id_length - 2 and name.startswith(prefix[2:]):
+                    try:
+                        yield bytes.fromhex(directory + name)
+                    except ValueError:
+                        continue
+
+    def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
+        """The hex ids that begin with some hex digits, some more than once."""
+        digits = prefix.decode("ascii", "replace").lower()
+        if len(digits) < 2 or digits.strip("0123456789abcdef"):
+            wanted = [] if digits.strip("0123456789abcdef") else self.iter_ids()
+            yield from (to_hex(id) for id in wanted if id.hex().startswith(digits))
+            return
+        for pack in self._packs.all():
+            for raw_id in pack.index.ids(int(digits[:2], 16)):
+                if raw_id.hex().startswith(digits):
+                    yield to_hex(raw_id)
+        yield from map(to_hex, self._loose_ids(digits))
+        for alternate in self._alternates:
+            yield from alternate.iter_prefix(prefix)
+
+
+class _Gone(Exception):
+    """The file that held an object is no longer there, or another one is."""
+
+
+class _Packs:
+    """The packs of one directory, as they were when it was last looked at.
+
+    Looking again costs one stat(2) as long as the directory's mtime is the same.
+
+    Args:
+        path: the directory.
+        id_length: bytes of an id.
+
+    Attributes:
+        damage: what is wrong with the packs whose index can't be used.
+    """
+
+    def __init__(self, path: Path, id_length: int) -> None:
+        self.damage: list[Exception] = []
+        self._path = path
+        self._id_length = id_length
+        self._packs: dict[str, GitPack] = {}
+        self._order: tuple[GitPack, ...] = ()
+        self._listed: int | None = None
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Look again at the next lookup, and open every file again."""
+        with self._lock:
+            self._packs, self._order, self._listed = {}, (), None
+
+    def all(self) -> tuple[GitPack, ...]:
+        """Every pack with a sound index, from a new look."""
+        self._refresh()
+        return self._order
+
+    def find(self, raw_id: bytes) -> tuple[GitPack, int] | None:
+        """Where an object is among the packs of the last look: which, and at what offset."""
+        if self._listed is None:
+            self._refresh()
+        order = self._order
+        for number, pack in enumerate(order):
+            offset = pack.index.find(raw_id)
+            if offset is not None:
+                if number:  # what is asked for next is likely to be near
+                    self._prefer(pack, order)
+                return pack, offset
         return None
 
-    def _entry_head(self, fd: int, offset: int) -> tuple[int, int]:
-        """Read the header at an offset; a delta's type is its base's, its size is in its first bytes."""
-        size: int | None = None
-        while True:
-            head = os.pread(fd, _HEAD_BYTES, offset)
-            type_num = head[0] >> 4 & 7
-            entry_size, at = _little_endian_varint(head, 0, first_bits=4)
-            if type_num not in (_OFS_DELTA, _REF_DELTA):
-                return type_num, entry_size if size is None else size
-            if type_num == _OFS_DELTA:
-                back, at = _offset_varint(head, at)
-                base = offset - back
-            else:
-                base_id = RawObjectID(head[at : at + self._format.oid_length])
-                at += self._format.oid_length
-            if size is None:
-                size = _delta_result_size(head[at:])
-            if type_num == _REF_DELTA:
-                return self.kind(base_id), size
-            offset = base
+    def _prefer(self, pack: GitPack, order: tuple[GitPack, ...]) -> None:
+        """Ask a pack first from now on, unless another thread has seen others meanwhile."""
+        with self._lock:
+            if self._order is order:
+                self._order = (pack, *(each for each in order if each is not pack))
+
+    def find_anew(self, raw_id: bytes) -> tuple[GitPack, int] | None:
+        """Where an object is that the last look did not find, if there are new packs."""
+        return self.find(raw_id) if self._refresh() else None
+
+    def _refresh(self) -> bool:
+        """List the directory if it may have changed; returns whether there are new packs."""
+        try:
+            now_ns = time.time_ns()
+            modified = os.stat(self._path).st_mtime_ns
+            if modified == self._listed:
+                return False
+            names = set(os.listdir(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            modified, names = -1, set()
+        with self._lock:
+            before, packs, damage = self._packs, dict[str, GitPack](), list[Exception]()
+            for name in names:
+                if name.endswith(".pack") and f"{name[:-5]}.idx" in names:
+                    try:
+                        packs[name] = before.get(name) or GitPack(
+                            self._path / name, self._id_length
+                        )
+                    except FileNotFoundError:
+                        continue
+                    except (Damaged, OSError) as error:
+                        damage.append(error)
+            self._packs, self.damage = packs, damage
+            self._order = tuple(packs[name] for name in sorted(packs))
+            settled = modified + _SETTLED_NS < now_ns
+            self._listed = modified if settled else -1
+        return bool(packs.keys() - before.keys())
+
+
+class _Spool:
+    """A large blob in a temporary file, inflated as far as it has been read.
+
+    Args:
+        pieces: its content, one after the other.
+        size: its length in bytes.
+        directory: where to put the file.
+
+    Attributes:
+        size: as given.
+        broken: whether it can't be filled any further.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], size: int, directory: Path | None) -> None:
+        self.size = size
+        self.broken = False
+        self._pieces = pieces
+        self._filled = 0
+        self._fd = _temporary_file(directory)
+        self._lock = threading.RLock()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``offset``."""
+        end = min(offset + size, self.size)
+        if self._filled < end:
+            with self._lock:
+                self._fill(end)
+        return os.pread(self._fd, max(0, end - offset), offset)
+
+    def fill(self) -> None:
+        """Inflate all of it."""
+        with self._lock:
+            self._fill(self.size)
+
+    def _fill(self, end: int) -> None:
+        try:
+            while self._filled < end:
+                piece = next(self._pieces, None)
+                if piece is None or self._filled + len(piece) > self.size:
+                    raise Damaged("it is not as long as it says")
+                write_all(self._fd, piece, self._filled)
+                self._filled += len(piece)
+            if end == self.size and next(self._pieces, None):
+                raise Damaged("it is longer than it says")
+        except BaseException:
+            self.broken = (
+                True  # a piece may be lost: what came after it would be in the wrong place
+            )
+            raise
+
+
+def _checked(raw_id: bytes, kind: int, content: bytes) -> tuple[int, bytes]:
+    """Refuse what is not the object that was asked for: not every damage shows while an entry is read."""
+    digest = new_hash(len(raw_id), kind, len(content))
+    digest.update(content)
+    if digest.digest() != raw_id:
+        raise Damaged("its content has another id")
+    return kind, content
+
+
+def _hashed(pieces: Iterator[bytes], digest: _Hash, raw_id: bytes) -> Iterator[bytes]:
+    """The same for a stream, which is found to be wrong only at its end."""
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+    if digest.digest() != raw_id:
+        raise Damaged("its content has another id")
+
+
+def _temporary_file(directory: Path | None) -> int:
+    """A descriptor of a file without a name, in a directory if that can be written."""
+    from tempfile import TemporaryFile
+
+    for place in (directory, None):
+        try:
+            with TemporaryFile(dir=place, buffering=0) as file:
+                return os.dup(file.fileno())
+        except OSError:
+            if place is None:
+                raise
+    raise AssertionError
+
+
+def _corrupt(path: Path, raw_id: bytes, why: object) -> CorruptObject:
+    return CorruptObject(
+        f"{path} is damaged at object {raw_id.hex()}: {why}", hint="run `git fsck --full` there"
+    )
+
+
+def _make_bare(directory: Path, id_length: int) -> None:
+    """A git repository with nothing in it (gitrepository-layout(5))."""
+    for name in ("objects", "refs"):
+        (directory / name).mkdir()
+    (directory / "HEAD").write_text("ref: refs/heads/none\n")
+    name = next(name for name, length in ID_LENGTHS.items() if length == id_length)
+    version, extension = (
+        ("0", "") if name == "sha1" else ("1", f"[extensions]\nobjectformat={name}\n")
+    )
+    config = f"[core]\nrepositoryformatversion={version}\nbare=true\n{extension}"
+    (directory / "config").write_text(config)
+
+
+def _ask_git(directory: Path, objects: Path, ids: bytes) -> list[bytes]:
+    """What git says of each id: its size in bytes, or something that is no number."""
+    import subprocess
+
+    command = ["git", f"--git-dir={directory}", "cat-file", "--batch-check=%(objectsize)"]
+    environment = {
+        "PATH": os.pathsep.join(os.get_exec_path()),
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    try:
+        done = subprocess.run(
+            [*command, "--buffer"],
+            input=ids,
+            env=environment,
+            capture_output=True,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()
 
 
 def _read_alternates(path: Path) -> list[Path]:
@@ -220,28 +610,44 @@ def _read_alternates(path: Path) -> list[Path]:
     return [path / os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
 
 
-def _little_endian_varint(data: bytes, at: int, *, first_bits: int = 7) -> tuple[int, int]:
-    """Read seven bits per byte, lowest first (the first byte may hold fewer); returns (value, next position)."""
-    value = data[at] & ((1 << first_bits) - 1)
-    shift = first_bits
-    while data[at] & 0x80:
-        at += 1
-        value |= (data[at] & 0x7F) << shift
-        shift += 7
-    return value, at + 1
+# loose objects (gitformat-loose(5))
 
 
-def _offset_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read how far back a delta's base lies; returns (bytes, next position)."""
-    value = data[at] & 0x7F
-    while data[at] & 0x80:
-        at += 1
-        value = ((value + 1) << 7) | (data[at] & 0x7F)
-    return value, at + 1
+def _loose_head(path: str) -> tuple[int, int]:
+    with open(path, "rb", buffering=0) as file:
+        deflated = file.read(_LOOSE_HEAD_BYTES)
+    return _loose_header(zlib.decompressobj().decompress(deflated, _LOOSE_HEADER))[:2]
 
 
-def _delta_result_size(deflated: bytes) -> int:
-    """The length of what a delta makes, from the beginning of its deflated bytes."""
-    sizes = zlib.decompressobj().decompress(deflated, 20)
-    _, at = _little_endian_varint(sizes, 0)
-    return _little_endian_varint(sizes, at)[0]
+def _loose_header(begin: bytes) -> tuple[int, int, int]:
+    """Type number, size in bytes, and where the content begins."""
+    end = begin.index(b"\0", 0, _LOOSE_HEADER)
+    name, _, size = begin[:end].partition(b" ")
+    if name not in _TYPE_NUMS:
+        raise Damaged("its type is none of git's")
+    return _TYPE_NUMS[name], int(size), end + 1
+
+
+def _loose_whole(path: str) -> tuple[int, bytes]:
+    return _loose_head(path)[0], b"".join(_loose_stream(path))
+
+
+def _loose_stream(path: str) -> Iterator[bytes]:
+    """The content of a loose object, piece by piece."""
+    inflater = zlib.decompressobj()
+    left: int | None = None
+    with open(path, "rb", buffering=0) as file:
+        while not inflater.eof:
+            deflated = inflater.unconsumed_tail or file.read(PIECE)
+            if not deflated:
+                raise Damaged("it ends too early")
+            piece = inflater.decompress(deflated, PIECE)
+            if left is None:
+                _, left, at = _loose_header(piece)
+                piece = piece[at:]
+            left -= len(piece)
+            if left < 0:
+                break
+            yield piece
+    if left:
+        raise Damaged("it is not as long as it says")

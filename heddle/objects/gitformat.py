@@ -83,11 +83,19 @@ def _git_order(entry: tuple[bytes, int, bytes]) -> bytes:
 
 def decode_tree(content: bytes, id_length: int) -> list[tuple[bytes, int, ObjectID]] | None:
     """Read a tree into (name, mode, hex id) in git's order, or None when it is not a sound one."""
-    found = _TREE_ENTRY[id_length].findall(content)
+    found = raw_tree_entries(content, id_length)
+    if found is None:
+        return None
+    return [(name, int(mode, 8), to_hex(raw_id)) for mode, name, raw_id in found]
+
+
+def raw_tree_entries(content: bytes, id_length: int) -> list[tuple[bytes, bytes, bytes]] | None:
+    """Read a tree into (mode in octal digits, name, binary id) in its order, or None when it is not a sound one."""
+    found: list[tuple[bytes, bytes, bytes]] = _TREE_ENTRY[id_length].findall(content)
     # The pattern skips what it does not understand: then the lengths do not add up.
     overhead = id_length + 2
     if sum([len(mode) + len(name) for mode, name, _ in found]) + overhead * len(found) != len(
         content
     ):
         return None
-    return [(name, int(mode, 8), to_hex(raw_id)) for mode, name, raw_id in found]
+    return found

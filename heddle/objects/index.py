@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from zlib import crc32
 
-from heddle.errors import CorruptObject
+from heddle.errors import CorruptObject, StorageError
 from heddle.objects.layout import CRC, REINDEX_HINT, VERSION, Entry, corrupt, with_crc
 
 INDEX_MAGIC = b"HDLINDX\0"
@@ -46,25 +46,38 @@ def encode_index(
     from hashlib import sha256
 
     ordered = sorted(entries)
-    bits = (len(ordered) // _ROWS_PER_SLOT).bit_length()
-    parts = [_encode_header(len(ordered), id_length, bits, pack_size, pack_digest)]
-    parts.append(_encode_fanout(ordered, bits))
+    bits = slot_bits(len(ordered))
+    parts = [encode_header(len(ordered), id_length, bits, pack_size, pack_digest)]
+    parts.append(encode_fanout(ordered, bits))
     row = struct.Struct(f"<{id_length}sQQQBBH")
-    parts += [with_crc(row.pack(*entry, 0)) for entry in ordered]
+    parts += [with_crc(row.pack(*entry[:6], 0)) for entry in ordered]
     body = b"".join(parts)
     return body + sha256(body).digest()
 
 
-def _encode_header(
-    count: int, id_length: int, bits: int, pack_size: int, pack_digest: bytes
+def encode_header(
+    count: int,
+    id_length: int,
+    bits: int,
+    pack_size: int,
+    pack_digest: bytes,
+    *,
+    version: int = VERSION,
+    places: int = 0,
 ) -> bytes:
+    """The first bytes of an index file; ``places`` is only version 2's."""
     header = _HEADER.pack(
-        INDEX_MAGIC, VERSION, id_length, bits, 0, count, pack_size, pack_digest, 0
+        INDEX_MAGIC, version, id_length, bits, places, count, pack_size, pack_digest, 0
     )
     return with_crc(header[:_CHECKED])
 
 
-def _encode_fanout(ordered: list[Entry], bits: int) -> bytes:
+def slot_bits(count: int) -> int:
+    """How many of an id's first bits are its slot."""
+    return (count // _ROWS_PER_SLOT).bit_length()
+
+
+def encode_fanout(ordered: list[Entry], bits: int) -> bytes:
     """The row number at which each slot begins; an id's slot is its first ``bits`` bits."""
     starts = [0] * ((1 << bits) + 1)
     for entry in ordered:
@@ -82,6 +95,7 @@ class Index:
     Args:
         path: the index file.
         id_length: bytes of an id.
+        data: the file's bytes, where the caller has them.
 
     Attributes:
         path: the index file.
@@ -92,36 +106,47 @@ class Index:
     Raises:
         CorruptObject: the file is not a sound index of this object format.
         FileNotFoundError: there is no such file.
+        StorageError: the disk can't read it.
     """
 
-    def __init__(self, path: Path, id_length: int) -> None:
+    _version = VERSION
+    _row_format = "QQQBB2xI"
+
+    def __init__(self, path: Path, id_length: int, data: bytes | mmap.mmap | None = None) -> None:
         self.path = path
         self._id_length = id_length
-        self._data = _load(path)
-        bits = self._read_header()
-        self._row = struct.Struct(f"<{id_length}sQQQBB2xI")
+        self._data = load(path) if data is None else data
+        bits, places = self._read_header()
+        self._row = struct.Struct(f"<{id_length}s{self._row_format}")
         self._width = self._row.size
         self._shift = 32 - bits
         self._rows_at = _HEADER.size + 4 * ((1 << bits) + 1)
         self._end = self._rows_at + self.count * self._width
-        if len(self._data) != self._end + _DIGEST_SIZE:
+        self._checked_to = self._end + self._length_of(places)
+        if len(self._data) != self._checked_to + _DIGEST_SIZE:
             raise self._damaged("its length is not what its header says")
 
-    def _read_header(self) -> int:
-        """Set what the header says; returns how many bits of an id make its slot."""
+    def _length_of(self, places: int) -> int:
+        """Bytes between the last row and the checksum."""
+        if places:
+            raise self._damaged("its header is not an index's")
+        return 0
+
+    def _read_header(self) -> tuple[int, int]:
+        """Set what the header says; returns how many bits of an id make its slot, and how many places there are."""
         if len(self._data) < _HEADER.size:
             raise self._damaged("it is too short")
-        magic, version, id_length, bits, zero, count, pack_size, digest, crc = _HEADER.unpack_from(
-            self._data
+        magic, version, id_length, bits, places, count, pack_size, digest, crc = (
+            _HEADER.unpack_from(self._data)
         )
         if magic != INDEX_MAGIC or crc32(self._data[:_CHECKED]) != crc:
             raise self._damaged("its header is not an index's")
-        if (version, id_length, zero) != (VERSION, self._id_length, 0) or bits > 32:
+        if (version, id_length) != (self._version, self._id_length) or bits > 32:
             raise self._damaged(f"version {version} for ids of {id_length} bytes is not ours")
         self.count: int = count
         self.pack_size: int = pack_size
         self.pack_digest: bytes = digest
-        return int(bits)
+        return int(bits), int(places)
 
     @property
     def pack_path(self) -> Path:
@@ -154,11 +179,17 @@ class Index:
             raise self._damaged("its table of slots is wrong") from None
         if crc32(rows[at : at + self._width - 4]) != fields[6]:
             raise self._damaged("a row's checksum is wrong", fields[0])
-        return _new_entry(Entry, fields[:6])
+        return _new_entry(Entry, (*fields[:6], 0))
 
     def __iter__(self) -> Iterator[Entry]:
         """Every row in order of ids; raises CorruptObject at a damaged one."""
         for at in range(self._rows_at, self._end, self._width):
+            yield self._decode(self._data[at : at + self._width], 0)
+
+    def sample(self, count: int) -> Iterator[Entry]:
+        """Up to so many rows, evenly spaced; raises as iterating does."""
+        step = self._width * max(1, self.count // count)
+        for at in range(self._rows_at, self._end, step):
             yield self._decode(self._data[at : at + self._width], 0)
 
     def ids(self) -> Iterator[bytes]:
@@ -197,20 +228,26 @@ class Index:
         from hashlib import sha256
 
         with memoryview(self._data) as data:
-            digest = sha256(data[: self._end]).digest()
-        if digest != self._data[self._end :]:
+            digest = sha256(data[: self._checked_to]).digest()
+        if digest != self._data[self._checked_to :]:
             raise self._damaged("its checksum is wrong")
 
     def _damaged(self, why: str, raw_id: bytes | None = None) -> CorruptObject:
         return corrupt(str(self.path), raw_id, why, hint=REINDEX_HINT)
 
 
-def _load(path: Path) -> bytes | mmap.mmap:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def load(path: Path) -> bytes | mmap.mmap:
+    """An index file's bytes, mapped where it is long."""
     try:
-        size = os.fstat(fd).st_size
-        if size >= _MAPPED_FROM:
-            return mmap.mmap(fd, size, prot=mmap.PROT_READ)
-        return os.read(fd, size)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size >= _MAPPED_FROM:
+                return mmap.mmap(fd, size, prot=mmap.PROT_READ)
+            return os.read(fd, size)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"reading {path} failed: {error.strerror}") from error

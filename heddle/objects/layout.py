@@ -7,21 +7,27 @@ is ``packfile.py``'s (reading) and ``output.py``'s (writing). Change that page i
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 from zlib import crc32
 
 from heddle.errors import CorruptObject
 from heddle.objects.gitformat import TYPE_NAMES, to_hex
 
-WHOLE, CHUNKED, DELTA = 1, 2, 3
-"""How an entry stores its object: one zstd frame; many and a table; one that needs an earlier object's bytes."""
+WHOLE, CHUNKED, BLOCK = 1, 2, 3
+"""What an entry stores: an object in one zstd frame; one in many and a table; several objects in one frame."""
 
 FRAME_SIZE = 1 << 20
 """Bytes of content in each frame of a chunked entry, except the last."""
 WHOLE_LIMIT = 4 << 20
-"""Content longer than this, in bytes, is stored chunked; a whole or delta entry never decodes to more."""
-DELTA_DEPTH = 50
-"""The longest chain of delta entries that a reader follows."""
+"""Content longer than this, in bytes, is stored chunked; a whole entry or a block never decodes to more."""
+BASE_DEPTH = 50
+"""The longest chain of blocks and their bases that a reader follows."""
+MEMBER_LIMIT = 0xFFFF
+"""A block has fewer objects than this."""
+BASES_LIMIT = 4096
+"""A block has at most so many bases."""
 
 VERSION = 1
 PACK_MAGIC = b"HDLPACK\0"
@@ -34,7 +40,9 @@ _PACK_HEADER = struct.Struct("<8sHBB")
 _PACK_TRAILER = struct.Struct("<8sQI")
 _CHUNK = struct.Struct("<QII")
 _CHUNK_CHECK = struct.Struct("<QQI")
-DELTA_BASE = struct.Struct("<Q")
+_BLOCK = struct.Struct("<II")
+_BASE_SIZE = 8
+_LENGTH_SIZE = 3
 
 PACK_HEADER_SIZE = _PACK_HEADER.size + CRC.size
 PACK_TRAILER_SIZE = _PACK_TRAILER.size + CRC.size
@@ -61,12 +69,13 @@ class Entry(NamedTuple):
     """Where one object lies in a pack and how; an index row and an entry header say the same.
 
     Attributes:
-        id: the object's id, binary.
+        id: the object's id, binary; in the header of a block, that of its first object.
         offset: of the entry's header in the pack, in bytes.
-        raw_size: length of the object's content, in bytes.
+        raw_size: length of the object's content, in bytes; in the header of a block, of all its objects'.
         stored_size: length of the payload behind the entry's header, in bytes.
-        kind: WHOLE, CHUNKED or DELTA.
+        kind: WHOLE, CHUNKED or BLOCK.
         type_num: git's type number.
+        member: which of a block's objects it is, from 0.
     """
 
     id: bytes
@@ -75,6 +84,21 @@ class Entry(NamedTuple):
     stored_size: int
     kind: int
     type_num: int
+    member: int = 0
+
+
+class BlockTable(NamedTuple):
+    """What stands in front of a block's frame.
+
+    Attributes:
+        bases: offsets of the entries whose content is the frame's dictionary, one after the other.
+        ends: where each object ends in the block's content, in bytes.
+        size: length of the table, in bytes: where the frame begins in the payload.
+    """
+
+    bases: tuple[int, ...]
+    ends: tuple[int, ...]
+    size: int
 
 
 def with_crc(fields: bytes) -> bytes:
@@ -136,16 +160,26 @@ def is_plausible(entry: Entry) -> bool:
             entry.raw_size > WHOLE_LIMIT
             and entry.stored_size > frame_count(entry.raw_size) * CHUNK_SIZE
         )
+    if entry.kind == BLOCK:
+        return entry.raw_size <= WHOLE_LIMIT and entry.stored_size <= _BLOCK_BOUND
     return (
-        entry.kind in (WHOLE, DELTA)
+        entry.kind == WHOLE
         and entry.raw_size <= WHOLE_LIMIT
         and entry.stored_size <= stored_bound(entry.raw_size)
     )
 
 
 def stored_bound(raw_size: int) -> int:
-    """More bytes than zstd and a delta's base ever make of ``raw_size`` bytes of content."""
+    """More bytes than zstd ever makes of ``raw_size`` bytes of content."""
     return raw_size + (raw_size >> 7) + 256
+
+
+def table_size(members: int, bases: int) -> int:
+    """Length of a block's table in bytes."""
+    return _BLOCK.size + bases * _BASE_SIZE + members * _LENGTH_SIZE + CRC.size
+
+
+_BLOCK_BOUND = stored_bound(WHOLE_LIMIT) + table_size(MEMBER_LIMIT, BASES_LIMIT)
 
 
 def frame_count(raw_size: int) -> int:
@@ -171,15 +205,55 @@ def decode_chunk(raw_id: bytes, number: int, data: bytes) -> tuple[int, int] | N
     return start, length
 
 
+def encode_table(raw_id: bytes, bases: Sequence[int], lengths: Sequence[int]) -> bytes:
+    """The table in front of a block's frame.
+
+    Args:
+        raw_id: of the block's first object.
+        bases: offsets in the pack of what the frame's dictionary is made of.
+        lengths: of the objects' contents, in bytes.
+    """
+    fields = b"".join(
+        [
+            _BLOCK.pack(len(lengths), len(bases)),
+            *(base.to_bytes(_BASE_SIZE, "little") for base in bases),
+            *(length.to_bytes(_LENGTH_SIZE, "little") for length in lengths),
+        ]
+    )
+    return fields + CRC.pack(crc32(raw_id + fields))
+
+
+def decode_table(entry: Entry, payload: memoryview) -> BlockTable | None:
+    """Read a block's table, or return None when it is damaged.
+
+    Args:
+        entry: what the block's header says.
+        payload: what lies behind the header.
+    """
+    if len(payload) < _BLOCK.size:
+        return None
+    members, count = _BLOCK.unpack_from(payload)
+    size = table_size(members, count)
+    if not 0 < members < MEMBER_LIMIT or count > BASES_LIMIT or size > len(payload):
+        return None
+    fields = bytes(payload[: size - CRC.size])
+    if CRC.unpack_from(payload, len(fields))[0] != crc32(entry.id + fields):
+        return None
+    lengths_at = _BLOCK.size + count * _BASE_SIZE
+    ends = tuple(accumulate(_integers(fields[lengths_at:], _LENGTH_SIZE)))
+    if ends[-1] != entry.raw_size:
+        return None
+    bases = tuple(_integers(fields[_BLOCK.size : lengths_at], _BASE_SIZE))
+    return BlockTable(bases, ends, size)
+
+
+def _integers(data: bytes, width: int) -> Iterator[int]:
+    return (int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width))
+
+
 def encode_pack_header(id_length: int) -> bytes:
     return with_crc(_PACK_HEADER.pack(PACK_MAGIC, VERSION, id_length, 0))
 
 
 def encode_pack_trailer(entries: int) -> bytes:
     return with_crc(_PACK_TRAILER.pack(PACK_END_MAGIC, entries, 0))
-
-
-def decode_pack_trailer(data: bytes) -> int | None:
-    """Return the number of entries, or None when this is not the end of a finished pack."""
-    entries: int = _PACK_TRAILER.unpack_from(data)[1]
-    return entries if data == encode_pack_trailer(entries) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 from heddle import faults
 from heddle.atomic import replacing
 from heddle.errors import StorageError
-from heddle.objects.index import encode_index
+from heddle.objects.blockindex import encode_index
 from heddle.objects.layout import (
+    BLOCK,
     CHUNKED,
     FRAME_SIZE,
     TEMPORARY_PREFIX,
@@ -28,6 +29,7 @@ from heddle.objects.layout import (
     encode_chunk,
     encode_pack_header,
     encode_pack_trailer,
+    encode_table,
 )
 from heddle.objects.packfile import PackFile
 
@@ -105,6 +107,42 @@ class PackOutput:
         faults.reach("pack.chunks-written")
         return entry
 
+    def append_block(
+        self,
+        type_num: int,
+        objects: Sequence[tuple[bytes, int]],
+        bases: Sequence[int],
+        frame: bytes,
+    ) -> list[Entry]:
+        """Write several objects that were compressed together.
+
+        Args:
+            objects: (id, length of the content in bytes) of each, in the order of the frame's content.
+            bases: offsets in this file of the entries that the frame was compressed against.
+            frame: the zstd frame.
+        """
+        first = objects[0][0]
+        table = encode_table(first, bases, [size for _, size in objects])
+        raw_size = sum(size for _, size in objects)
+        block = Entry(first, self.size, raw_size, len(table) + len(frame), BLOCK, type_num)
+        self._put(b"".join((self._header.encode(block), table, frame)))
+        self._entries += 1
+        faults.reach("pack.block-written")
+        return [
+            block._replace(id=raw_id, raw_size=size, member=number)
+            for number, (raw_id, size) in enumerate(objects)
+        ]
+
+    def append_stored(self, entry: Entry, payload: Iterable[bytes]) -> Entry:
+        """Write an object as another pack has it; its payload says nothing of where it lies."""
+        copy = entry._replace(offset=self.size)
+        self._put(self._header.encode(copy))
+        for data in payload:
+            self._put(data)
+        self._entries += 1
+        faults.reach("pack.stored-copied")
+        return copy
+
     def get(self, entry: Entry) -> bytes:
         """Read back an object that was written."""
         if self._reader is None:
@@ -117,8 +155,19 @@ class PackOutput:
             os.fdatasync(self._fd)
         faults.reach("pack.part-synced")
 
-    def publish(self, entries: Iterable[Entry]) -> str:
+    def publish(
+        self,
+        entries: Iterable[Entry],
+        *,
+        modified_ns: int | None = None,
+        collected: bool = False,
+    ) -> str:
         """Make the pack durable and then visible; the index's rename is the commit point.
+
+        Args:
+            entries: of all objects in it.
+            modified_ns: the modification time that the pack shall have, in ns since the epoch; None: now.
+            collected: as for ``encode_index``.
 
         Returns:
             The pack's name: the SHA-256 of its bytes, in hex.
@@ -126,9 +175,15 @@ class PackOutput:
         self._put(encode_pack_trailer(self._entries))
         digest = self._digest.digest()
         index = encode_index(
-            entries, id_length=self._id_length, pack_size=self.size, pack_digest=digest
+            entries,
+            id_length=self._id_length,
+            pack_size=self.size,
+            pack_digest=digest,
+            collected=collected,
         )
         with _as_storage_error(self._directory):
+            if modified_ns is not None:
+                os.utime(self._fd, ns=(modified_ns, modified_ns))
             os.fsync(self._fd)
             faults.reach("pack.synced")
             with replacing(self._directory / f"{digest.hex()}.idx", mode=_MODE) as file:
@@ -154,8 +209,9 @@ class SideFile:
         size: bytes of frames.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, level: int = LEVEL) -> None:
         self._directory = directory
+        self._level = level
         path = _temporary_path(directory)
         self._fd = _create(path)
         path.unlink()
@@ -180,7 +236,7 @@ class SideFile:
         self._write_group(group)
 
     def _write_group(self, group: list[bytes]) -> None:
-        compressed = compress(group, threads=_processors())
+        compressed = compress(group, threads=processors(), level=self._level)
         for raw, frame in zip(group, compressed, strict=True):
             self._places.append((self.size, len(frame)))
             self.size += len(frame)
@@ -202,19 +258,20 @@ class SideFile:
             offset += len(data)
 
 
-def compress(contents: list[bytes], *, threads: int) -> list[Any]:
+def compress(contents: list[bytes], *, threads: int, level: int = LEVEL) -> list[Any]:
     """Compress each into a zstd frame of its own.
 
     Args:
         contents: what to compress.
         threads: how many to compress at once; none of them holds the interpreter's lock.
+        level: zstd's.
 
     Returns:
         Buffers in the same order.
     """
     import zstandard
 
-    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     filled = [content for content in contents if content]  # the bulk call refuses empty content
     if len(filled) < 2:
         return [compressor.compress(content) for content in contents]
@@ -225,10 +282,11 @@ def compress(contents: list[bytes], *, threads: int) -> list[Any]:
 
 def spare_processors() -> int:
     """How many threads may compress while another one reads and hashes."""
-    return max(1, _processors() - 1)
+    return max(1, processors() - 1)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0))
 
 

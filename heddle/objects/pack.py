@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from dulwich.objects import ObjectID
 
+    from heddle.objects.holding import Hold
+
     class Target(Protocol):
         """What a writer asks of the store that it writes for."""
 
@@ -63,14 +65,17 @@ class PackWriter:
 
     Args:
         store: where the pack goes, and where objects are looked up so that none is stored twice.
+        hold: keeps gc from removing what was found there; let go at the end of the block, so that a name that leads
+            to the new objects is best given inside it.
 
     Attributes:
         count: objects added that were new.
         raw_bytes: the length of their content.
     """
 
-    def __init__(self, store: Target) -> None:
+    def __init__(self, store: Target, hold: Hold) -> None:
         self._store = store
+        self._hold = hold
         self._id_length = store.id_length
         self._directory = store.path / "packs"
         self._changed = threading.Condition()  # guards what follows, and wakes whoever waits for it
@@ -102,6 +107,7 @@ class PackWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.abort()
+        self._hold.release()
 
     # Adding
 
@@ -220,6 +226,13 @@ class PackWriter:
     def __contains__(self, object_id: bytes) -> bool:
         raw_id = to_raw(object_id, self._id_length)
         return raw_id in self._fresh or raw_id in self._entries
+
+    def kind(self, object_id: bytes) -> int:
+        """The type number of an object that this writer has; raises KeyError as ``get_raw``."""
+        raw_id = to_raw(object_id, self._id_length)
+        with self._changed:
+            pending = self._fresh.get(raw_id)
+            return self._entries[raw_id].type_num if pending is None else pending.type_num
 
     def get_raw(self, object_id: bytes) -> tuple[int, bytes]:
         """Return (type number, content) of an object that this writer has.

@@ -10,9 +10,14 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from heddle import faults
+from heddle.atomic import fsync_directory
 from heddle.errors import CorruptObject, StorageError
+from heddle.objects.blockindex import BlockIndex, open_index
+from heddle.objects.gitformat import COMMIT
 from heddle.objects.index import Index
 from heddle.objects.layout import REINDEX_HINT, TEMPORARY_PREFIX, Entry, corrupt
 from heddle.objects.packfile import PackFile
@@ -20,6 +25,10 @@ from heddle.objects.packfile import PackFile
 _SMALL = 4096
 """Packs with at most so many objects are looked up through one table in memory, however many packs they are."""
 _OPEN_FILES = 64
+_LARGE_BYTES = 8 << 20
+_SAMPLE = 200
+_COMMITS_IN = 50
+"""A history has a commit among so many objects, more often several."""
 _SETTLED_NS = 50_000_000
 """A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
 
@@ -47,6 +56,7 @@ class PackDirectory:
         self._listed: int | None = None
         self._settled = False
         self._listings = 0
+        self._count = 0
         self._opened = 0
         self._unopened: list[str] = []
         self._indexes: dict[str, Index] = {}
@@ -90,6 +100,40 @@ class PackDirectory:
                 return self.find(raw_id)
         return found
 
+    def copies(self, raw_id: bytes, damaged: Index) -> Iterator[tuple[Index, Entry]]:
+        """Where else an object is, that is damaged in one pack."""
+        for index in self.indexes():
+            if index is not damaged and (entry := index.find(raw_id)) is not None:
+                yield index, entry
+
+    def count(self) -> int:
+        """How many packs there are, without opening one."""
+        self.refresh()
+        return self._count
+
+    def holds_versions(self) -> bool:
+        """Whether a large pack, that no collection has made, holds a history: versions that repeat each other.
+
+        Told from the kinds of some of its objects: of a single capture hardly any is a commit.
+        """
+        self.refresh()
+        names = [*self._unopened, *self._indexes]
+        if not any(self._size(name) >= _LARGE_BYTES for name in names):
+            return False
+        for index in self.indexes():
+            is_large = index.pack_size >= _LARGE_BYTES and index.count > _COMMITS_IN
+            if is_large and not isinstance(index, BlockIndex):
+                kinds = [entry.type_num for entry in index.sample(_SAMPLE)]
+                if kinds.count(COMMIT) * _COMMITS_IN >= len(kinds):
+                    return True
+        return False
+
+    def _size(self, name: str) -> int:
+        try:
+            return os.stat(f"{self._prefix}{name}.pack").st_size
+        except FileNotFoundError:
+            return 0
+
     def indexes(self) -> list[Index]:
         """Every sound index."""
         self.refresh()
@@ -107,13 +151,11 @@ class PackDirectory:
 
     def _open_index(self, name: str) -> None:
         try:
-            index = Index(self.path / f"{name}.idx", self._id_length)
+            index = open_index(self.path / f"{name}.idx", self._id_length)
         except CorruptObject as error:
             self._damaged[name] = error.message
         except FileNotFoundError:
             pass
-        except OSError as error:
-            raise StorageError(f"reading {self.path / name}.idx: {error.strerror}") from error
         else:
             self._indexes[name] = index
             if index.count <= _SMALL:
@@ -146,6 +188,7 @@ class PackDirectory:
         self.temporary = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
         packs = {name[:-5] for name in names if name.endswith(".pack")}
         indexed = {name[:-4] for name in names if name.endswith(".idx")} & packs
+        self._count = len(indexed)
         self._drop({*self._indexes, *self._unopened} - indexed)
         new = indexed.difference(self._indexes, self._unopened)
         self._unopened += sorted(new, key=self._age)
@@ -184,6 +227,19 @@ class PackDirectory:
             self._ids_without_index.clear()
             self._settled = False
             self.refresh()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove packs, for whoever keeps all others from relying on them; see ``holding.py``.
+
+        Their indexes go first, durably: what a crash leaves is packs without one, which fsck can give theirs again.
+        """
+        names = list(names)
+        for suffix in (".idx", ".pack"):
+            for name in names:
+                (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+                faults.reach("packs.removing")
+            fsync_directory(self.path)
+        self.refresh()
 
     # Files
 

@@ -188,11 +188,13 @@ def decode(id: ObjectID, raw: bytes) -> State:
         else:
             headers.setdefault(name, value)
     references = [headers.get(b"tree", b""), *parents]
-    if b"author" not in headers or not all(map(_ID.fullmatch, references)):
+    if not all(map(_ID.fullmatch, references)):
         raise CorruptObject(f"object {id.decode()} is not a sound commit")
     encoding = headers.get(b"encoding", b"utf-8").decode("ascii", "replace")
-    principal, time_s, timezone_s = _decode_identity(headers[b"author"], encoding)
-    committer = _decode_identity(headers.get(b"committer", headers[b"author"]), encoding)[0]
+    # Git shows commits that lack one of the two, or both, and so do we.
+    author = headers.get(b"author", headers.get(b"committer", b""))
+    principal, time_s, timezone_s = _decode_identity(author, encoding)
+    committer = _decode_identity(headers.get(b"committer", author), encoding)[0]
     return State(
         id=id,
         tree=headers[b"tree"],  # type: ignore[arg-type]

@@ -1,44 +1,55 @@
 """The object store: every object of a repository, wherever it lies, by its git id.
 
-Owns where objects are looked for: the packs, then the alternates. Packs are ``packs.py``'s and those below it; what
-needs dulwich imported (its full interface, git's own object directories) is ``bridge.py``'s and ``gitdir.py``'s,
-which are loaded only when asked for, because most commands never ask.
+Owns where objects are looked for: the packs, then the alternates, then the remote that has promised them
+(``promised.py``). Packs are ``packs.py``'s and those below it; what needs dulwich imported (its full interface, git's
+own object directories) is ``bridge.py``'s and ``gitdir.py``'s, which are loaded only when asked for, because most
+commands never ask.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from heddle import faults
 from heddle.atomic import fsync_directory, write_file
-from heddle.errors import CorruptObject
+from heddle.errors import CorruptObject, StorageError
+from heddle.objects.cache import ContentCache
 from heddle.objects.check import Problem, reindex, verify, verify_indexes
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TREE, decode_tree, to_hex, to_raw
+from heddle.objects.holding import Hold
 from heddle.objects.layout import CHUNKED, Entry
 from heddle.objects.output import remove_abandoned
 from heddle.objects.pack import PackWriter
 from heddle.objects.packfile import PackFile
 from heddle.objects.packs import PackDirectory
+from heddle.objects.promised import ObjectNotHere, Progress, Promises, Provider
 
 if TYPE_CHECKING:
     from dulwich.object_format import ObjectFormat
     from dulwich.object_store import PackCapableObjectStore as _Interface
     from dulwich.objects import ObjectID, ShaFile
 
+    from heddle.objects.index import Index
+
     class Alternate(Protocol):
         """Another object directory, read as it is; raises KeyError and CorruptObject as the store does."""
 
         path: Path
 
+        @property
+        def is_partial(self) -> bool: ...
+        def promises_id(self, raw_id: bytes) -> bool: ...
         def holds(self, raw_id: bytes) -> bool: ...
         def contains(self, raw_id: bytes) -> bool: ...
         def kind(self, object_id: bytes) -> int: ...
         def size(self, object_id: bytes) -> int: ...
+        def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]: ...
         def is_chunked(self, object_id: bytes) -> bool: ...
         def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
         def read_at(self, object_id: bytes, offset: int, size: int) -> bytes: ...
@@ -52,8 +63,10 @@ else:
 __all__ = ["ObjectStore", "PackWriter", "Problem"]
 
 _CACHE_BYTES = 4 << 20
-_UNLIST = "bring the directory back, or take its line out of objects/alternates"
+_SIZES_KEPT = 200_000
+_UNLIST = "bring the directory back, or heddle fsck --repair takes its line out"
 _T = TypeVar("_T")
+_KIND, _SIZE = attrgetter("type_num"), attrgetter("raw_size")
 
 
 class ObjectStore(_Interface):
@@ -73,14 +86,21 @@ class ObjectStore(_Interface):
         path: ``.heddle/objects``.
         format_name: ``sha1`` or ``sha256``.
         id_length: bytes of a binary id.
+        promises: what remotes have promised to deliver (a partial clone).
+        hurried_thread: a thread that must not wait for a remote: it gets ObjectNotHere instead.
     """
 
     def __init__(self, path: Path, *, object_format: str = "sha1") -> None:
         self.path = Path(path)
         self.format_name = object_format
         self.id_length = ID_LENGTHS[object_format]
+        self.promises = Promises(self.path / "promised", self.id_length)
+        self.hurried_thread: int | None = None
+        self._find_provider: Callable[[], Provider] | None = None
+        self._provider: Provider | None = None
+        self._told_sizes: dict[bytes, int] = {}
         self._packs = PackDirectory(self.path / "packs", self.id_length)
-        self._cache = _ContentCache(_CACHE_BYTES)
+        self._cache = ContentCache[bytes](_CACHE_BYTES)
         self._lock = threading.Lock()
         self._alternates: list[Alternate] | None = None
         self._opened_by: frozenset[Path] = frozenset()
@@ -132,18 +152,32 @@ class ObjectStore(_Interface):
     def _raw(self, object_id: bytes) -> bytes:
         return to_raw(object_id, self.id_length)
 
-    def _elsewhere(self, raw_id: bytes) -> Alternate:
-        """The alternate that holds an object which no pack has.
+    def _from_alternates(self, ask: Callable[[Alternate], _T]) -> _T | None:
+        """What the first alternate that has an object says of it; None where none has it."""
+        for alternate in self.alternates:
+            with suppress(KeyError):
+                return ask(alternate)
+        return None
+
+    def _told(
+        self, raw_id: bytes, of: Callable[[Entry], int], ask: Callable[[Alternate], int]
+    ) -> int | None:
+        """What an index or an alternate says of an object; None where none has it."""
+        if found := self._packs.find(raw_id):
+            return of(found[1])
+        told = self._from_alternates(ask)
+        if told is None and (found := self._packs.find_anew(raw_id)):
+            return of(found[1])
+        return told
+
+    def _explain_miss(self, raw_id: bytes) -> KeyError:
+        """The error for an object that nobody has.
 
         Raises:
             CorruptObject: a pack has it, but no sound index.
-            KeyError: nobody has it.
         """
-        for alternate in self.alternates:
-            if alternate.contains(raw_id):
-                return alternate
         self._packs.explain_miss(raw_id)
-        raise KeyError(to_hex(raw_id))
+        return KeyError(to_hex(raw_id))
 
     def holds(self, raw_id: bytes) -> bool:
         """Say whether an object is stored, going by the last look at the directory: costs no system call."""
@@ -182,27 +216,66 @@ class ObjectStore(_Interface):
             CorruptObject: what is stored about it is damaged.
         """
         raw_id = self._raw(object_id)
-        found = self._packs.find_anew(raw_id)
-        return found[1].type_num if found else self._elsewhere(raw_id).kind(raw_id)
+        kind = self._told(raw_id, _KIND, lambda alternate: alternate.kind(raw_id))
+        if kind is not None:
+            return kind
+        if self.promises_id(raw_id):
+            return BLOB
+        raise self._explain_miss(raw_id)
 
     def size(self, object_id: bytes) -> int:
-        """The length of an object's content in bytes, without reading the object; raises as ``kind``."""
+        """The length of an object's content in bytes, without reading the object.
+
+        Of a promised one that is not here the remote is asked, and if it can't say, the object is fetched.
+        Raises as ``get_raw``.
+        """
         raw_id = to_raw(object_id, self.id_length)
-        found = self._packs.find_anew(raw_id)
-        return found[1].raw_size if found else self._elsewhere(raw_id).size(raw_id)
+        size = self._told(raw_id, _SIZE, lambda alternate: alternate.size(raw_id))
+        if size is not None:
+            return size
+        if not self.promises_id(raw_id):
+            raise self._explain_miss(raw_id)
+        if raw_id not in self._told_sizes:
+            self.learn_sizes([raw_id])
+        told = self._told_sizes.get(raw_id)
+        return self.size(raw_id) if told is None else told
 
     def sizes(self, object_ids: Iterable[bytes]) -> list[int]:
-        """The length of each object's content in bytes; raises as ``kind``."""
-        return [self.size(object_id) for object_id in object_ids]
+        """The length of each object's content in bytes; raises as ``kind``. For many, far quicker than one by one."""
+        raw_ids = [to_raw(object_id, self.id_length) for object_id in object_ids]
+        found = [self._packs.find(raw_id) for raw_id in raw_ids]
+        missing = [raw_id for raw_id, entry in zip(raw_ids, found, strict=True) if entry is None]
+        elsewhere: dict[bytes, int] = {}
+        for alternate in self.alternates if missing else ():
+            left = [raw_id for raw_id in missing if raw_id not in elsewhere]
+            elsewhere.update(alternate.known_sizes(left))
+        return [
+            entry[1].raw_size
+            if entry
+            else elsewhere[raw_id]
+            if raw_id in elsewhere
+            else self.size(raw_id)
+            for raw_id, entry in zip(raw_ids, found, strict=True)
+        ]
+
+    def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
+        """The sizes of those objects that are here, by binary id, without looking at the directory again."""
+        found = {raw_id: self._packs.find(raw_id) for raw_id in raw_ids}
+        return {raw_id: entry[1].raw_size for raw_id, entry in found.items() if entry}
 
     def is_chunked(self, object_id: bytes) -> bool:
-        """Say whether ``read_at`` reaches parts of an object without decompressing the whole; raises as ``kind``."""
+        """Say whether ``read_at`` reaches parts of an object without decompressing the whole; raises as ``get_raw``."""
         raw_id = self._raw(object_id)
-        found = self._packs.find_anew(raw_id)
-        return found[1].kind == CHUNKED if found else self._elsewhere(raw_id).is_chunked(raw_id)
+        return self._read(
+            raw_id,
+            lambda pack, entry: entry.kind == CHUNKED,
+            lambda alternate: alternate.is_chunked(raw_id),
+        )
 
     def get_raw(self, name: bytes) -> tuple[int, bytes]:
         """An object's type number and content, checked against the recorded length and checksum.
+
+        A promised object that is not here is fetched.
 
         Args:
             name: the id, in hex or binary.
@@ -210,6 +283,7 @@ class ObjectStore(_Interface):
         Raises:
             KeyError: there is no such object.
             CorruptObject: the stored bytes are not what was written.
+            HeddleError: it is promised and could not be fetched; says why.
         """
         raw_id = self._raw(name)
         return self._cache.get(raw_id) or self._read(
@@ -228,16 +302,41 @@ class ObjectStore(_Interface):
         from_pack: Callable[[PackFile, Entry], _T],
         from_alternate: Callable[[Alternate], _T],
     ) -> _T:
-        """Read an object where it is; looks again when gc took its pack away meanwhile."""
-        while (found := self._packs.find_anew(raw_id)) is not None:
+        """Read an object where it is; looks again when its pack went away meanwhile, is damaged, or was fetched."""
+        while True:
+            found = self._packs.find(raw_id)
+            if found is None:
+                answer = self._from_alternates(from_alternate)
+                if answer is not None:
+                    return answer
+                found = self._packs.find_anew(raw_id)
+            if found is None:
+                self._bring(raw_id)
+                continue
             index, entry = found
             try:
-                pack = self._packs.open(index)
+                return from_pack(self._packs.open(index), entry)
             except FileNotFoundError:
                 self._packs.forget(index)
-                continue
-            return from_pack(pack, entry)
-        return from_alternate(self._elsewhere(raw_id))
+            except StorageError:  # not named: a frame that keeps its own error keeps the pack open
+                for copy in self._copies(raw_id, index, from_pack, from_alternate):
+                    return copy
+                raise
+
+    def _copies(
+        self,
+        raw_id: bytes,
+        damaged: Index,
+        from_pack: Callable[[PackFile, Entry], _T],
+        from_alternate: Callable[[Alternate], _T],
+    ) -> Iterator[_T]:
+        """What can be read of an object that is damaged in one pack: from the other packs, then the alternates."""
+        for index, entry in self._packs.copies(raw_id, damaged):
+            with suppress(StorageError, FileNotFoundError):
+                yield from_pack(self._packs.open(index), entry)
+        for alternate in self.alternates:
+            with suppress(StorageError, KeyError):
+                yield from_alternate(alternate)
 
     def read_at(self, object_id: bytes, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes of an object's content from ``offset``, short at its end.
@@ -276,6 +375,91 @@ class ObjectStore(_Interface):
             )
         return entries
 
+    # Promised objects
+
+    def provide_with(self, find_provider: Callable[[], Provider]) -> None:
+        """Say who brings promised objects; asked for when the first is needed."""
+        self._find_provider = find_provider
+
+    def is_promised(self, object_id: bytes) -> bool:
+        """Say whether an object is not here and a remote has promised it."""
+        raw_id = self._raw(object_id)
+        return not self.contains(raw_id) and self.promises_id(raw_id)
+
+    def promises_id(self, raw_id: bytes) -> bool:
+        """Say whether a remote has promised an object (binary id), be it here or not."""
+        return self.promises.holds(raw_id) or any(
+            alternate.promises_id(raw_id) for alternate in self.alternates
+        )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything may be promised: the repository, or one that it reads, is a lazy clone."""
+        return bool(self.promises) or any(alternate.is_partial for alternate in self.alternates)
+
+    def absent(self, object_ids: Iterable[bytes]) -> list[bytes]:
+        """Those of some objects that are promised and not here, as binary ids, each once."""
+        if not self.is_partial:
+            return []
+        raw_ids = dict.fromkeys(map(self._raw, object_ids))
+        return [raw_id for raw_id in raw_ids if self.is_promised(raw_id)]
+
+    def fetch(self, object_ids: Iterable[bytes], progress: Progress | None = None) -> int:
+        """Have some objects here: those that are promised are fetched in one request, the rest is left alone.
+
+        What another thread or process is fetching already is waited for.
+
+        Args:
+            progress: called with what has come and the total.
+
+        Returns:
+            How many came.
+
+        Raises:
+            ObjectNotHere: this thread must not wait, or nobody brings objects.
+            HeddleError: the remote can't be reached, or does not send them; what came is kept.
+        """
+        wanted = self.absent(object_ids)
+        count = len(wanted)
+        heed_others = True
+        while wanted:
+            provider = self._provider_for(wanted[0])
+            with self.promises.claimed(wanted, heed_others=heed_others) as claim:
+                # Claimed first, looked at again then: whoever had claimed it before may just have stored it.
+                mine = self.absent(claim.mine)
+                if mine:
+                    provider.fetch(mine, progress)
+                heed_others = claim.wait_for_others(provider.patience_s)
+            wanted = self.absent(wanted)
+        return count
+
+    def learn_sizes(self, object_ids: Iterable[bytes]) -> None:
+        """Have ``size`` answer for some objects without a question of its own; raises as ``fetch``.
+
+        The remote is asked for the sizes of all that are not here in one request. Those that it doesn't say are
+        fetched.
+        """
+        wanted = [each for each in self.absent(object_ids) if each not in self._told_sizes]
+        if not wanted:
+            return
+        told = self._provider_for(wanted[0]).sizes(wanted)
+        if len(self._told_sizes) > _SIZES_KEPT:
+            self._told_sizes = {}
+        self._told_sizes |= told
+        self.fetch([each for each in wanted if each not in told])
+
+    def _provider_for(self, raw_id: bytes) -> Provider:
+        if threading.get_ident() == self.hurried_thread or self._find_provider is None:
+            raise ObjectNotHere.of(raw_id)
+        if self._provider is None:
+            self._provider = self._find_provider()
+        return self._provider
+
+    def _bring(self, raw_id: bytes) -> None:
+        """Have an object here that was not found; raises as ``get_raw`` if it can't be had."""
+        if not self.promises_id(raw_id) or (self.fetch([raw_id]) and not self.contains(raw_id)):
+            raise self._explain_miss(raw_id)
+
     # Listing
 
     def __iter__(self) -> Iterator[ObjectID]:
@@ -288,6 +472,11 @@ class ObjectStore(_Interface):
             yield from index.ids()
         for alternate in self.alternates:
             yield from alternate.iter_ids()
+
+    def ids_of_type(self, type_num: int) -> Iterator[ObjectID]:
+        """The id of every object of a type in this store's own packs, some more than once; from indexes alone."""
+        for index in self._packs.indexes():
+            yield from (to_hex(entry.id) for entry in index if entry.type_num == type_num)
 
     def iter_prefix(self, prefix: bytes) -> Iterator[ObjectID]:
         """The ids that begin with some hex digits, in order, once each."""
@@ -310,9 +499,15 @@ class ObjectStore(_Interface):
 
     def writer(self) -> PackWriter:
         """A writer of one new pack; use it as a context manager and call its ``commit``."""
-        self.refresh()
+        hold = self.hold()
         remove_abandoned(self._packs.path, self._packs.temporary)
-        return PackWriter(self)
+        return PackWriter(self, hold)
+
+    def hold(self) -> Hold:
+        """Keep every pack that is there now, until what relies on them has a name; see ``Hold``."""
+        hold = Hold(self._packs.path)
+        self.refresh()  # after the lock: what gc removed before it is not relied on
+        return hold
 
     def add_object(self, obj: ShaFile) -> None:
         """Store one object in a pack of its own; for many use ``writer`` or ``add_objects``."""
@@ -336,6 +531,11 @@ class ObjectStore(_Interface):
         self._packs.refresh()
 
     @property
+    def packs_directory(self) -> PackDirectory:
+        """This store's own packs, for whoever puts others in their place."""
+        return self._packs
+
+    @property
     def packs(self) -> list[Any]:
         """Git's packs that dulwich could copy deltas from: none."""
         return []
@@ -345,28 +545,36 @@ class ObjectStore(_Interface):
         """The other object directories that are read as they are, in the order of their file."""
         if self._alternates is None:
             with self._lock:
-                paths = [self.path / path for path in self._alternate_paths()]
-                opened = [self._open_alternate(path) for path in paths if path.is_dir()]
+                paths = [self.path / path for path in self.alternate_paths()]
+                opened = [self._open_alternate(path) for path in paths if _is_directory(path)]
                 self._alternates = [each for each in opened if each is not None]
         return self._alternates
 
-    def _alternate_paths(self) -> list[Path]:
+    def alternate_paths(self) -> list[Path]:
+        """The lines of the file ``alternates``; relative ones begin at ``path``.
+
+        Raises:
+            StorageError: the file can't be read.
+        """
+        file = self.path / "alternates"
         try:
-            lines = (self.path / "alternates").read_bytes().split(b"\n")
+            lines = file.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StorageError(f"reading {file} failed: {error.strerror}") from error
         return [Path(os.fsdecode(line)) for line in lines if line]
 
     def missing_alternates(self) -> list[Path]:
         """The alternates whose directories are not there."""
-        return [path for path in self._alternate_paths() if not (self.path / path).is_dir()]
+        return [path for path in self.alternate_paths() if not _is_directory(self.path / path)]
 
     def _open_alternate(self, path: Path) -> Alternate | None:
         """Open a directory, unless it is one of those that led here."""
         if not (path / "packs").is_dir():
             from heddle.objects.gitdir import GitObjects
 
-            return GitObjects(path, self.format_name)
+            return GitObjects(path, self.format_name, spool=self.path)
         opened_by = self._opened_by | {self.path.resolve()}
         if path.resolve() in opened_by:
             return None
@@ -382,11 +590,15 @@ class ObjectStore(_Interface):
         """
         path = Path(path).absolute()
         with self._lock:
-            paths = self._alternate_paths()
+            paths = self.alternate_paths()
             if path not in paths:
-                lines = [os.fsencode(each) + b"\n" for each in [*paths, path]]
-                write_file(self.path / "alternates", b"".join(lines))
+                self.write_alternates([*paths, path])
             self._alternates = None
+
+    def write_alternates(self, paths: Iterable[Path]) -> None:
+        """Replace the file ``alternates``; takes effect when the store is opened again."""
+        lines = [os.fsencode(path) + b"\n" for path in paths]
+        write_file(self.path / "alternates", b"".join(lines))
 
     def close(self) -> None:
         """Close what is open; the store can still be used."""
@@ -410,9 +622,14 @@ class ObjectStore(_Interface):
         Yields:
             What is wrong, in the order in which it is found.
         """
+        yield from self.verify_alternates()
+        yield from self.promises.verify()
+        yield from verify(self._packs.path, self.id_length, full=full, progress=progress)
+
+    def verify_alternates(self) -> Iterator[Problem]:
+        """Check that every alternate is there."""
         for path in self.missing_alternates():
             yield Problem("missing_alternate", f"the alternate {path} is not there", _UNLIST)
-        yield from verify(self._packs.path, self.id_length, full=full, progress=progress)
 
     def verify_indexes(self) -> Iterator[Problem]:
         """Check that every pack has a sound index; reads no pack."""
@@ -425,35 +642,17 @@ class ObjectStore(_Interface):
             The names of the packs that have a new index.
         """
         rebuilt = reindex(self._packs.path, self.id_length)
-        self._packs.reload()
+        self.reload()
         return rebuilt
 
+    def reload(self) -> None:
+        """Begin again from the directory, since packs or indexes were replaced."""
+        self._packs.reload()
+        self._cache = ContentCache(_CACHE_BYTES)
 
-class _ContentCache:
-    """The contents read last, up to a number of bytes."""
 
-    _OVERHEAD = 250
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._left = limit_bytes
-        self._contents: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
-        self._largest = limit_bytes // 4
-        self._lock = threading.Lock()
-
-    def get(self, raw_id: bytes) -> tuple[int, bytes] | None:
-        with self._lock:
-            found = self._contents.get(raw_id)
-            if found is not None:
-                self._contents.move_to_end(raw_id)
-            return found
-
-    def put(self, raw_id: bytes, found: tuple[int, bytes]) -> None:
-        size = len(found[1]) + self._OVERHEAD
-        with self._lock:
-            if size > self._largest or raw_id in self._contents:
-                return
-            self._contents[raw_id] = found
-            self._left -= size
-            while self._left < 0:
-                _, (_, content) = self._contents.popitem(last=False)
-                self._left += len(content) + self._OVERHEAD
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a damaged line can be no path at all
+        return False

@@ -22,11 +22,19 @@ from heddle.errors import DataError, NothingToCapture, ThreadMoved
 from heddle.objects import state as states
 from heddle.objects.gitformat import COMMIT
 from heddle.objects.state import State
-from heddle.repo.changes import DIRECTORY_MODE, Change, NotRecorded, change_between, within
+from heddle.repo.changes import (
+    DIRECTORY_MODE,
+    Change,
+    NotRecorded,
+    change_between,
+    current_umask,
+    not_kept_of_mode,
+    within,
+)
 from heddle.repo.reading import NotReadable, for_each, take
 from heddle.repo.statcache import Entry, Stat, collector_paused
 from heddle.repo.treeedit import edit_tree
-from heddle.repo.worktree import Found, Scan, git_mode, working_directory_locked
+from heddle.repo.worktree import Found, Scan, working_directory_locked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -231,6 +239,7 @@ class _Recording:
         self._edits: dict[bytes, Entry | None] = dict.fromkeys(self._scan.removed)
         self._stats: dict[bytes, Stat] = {}
         self._rebuilt: dict[bytes, tuple[ObjectID, dict[bytes, Entry]]] = {}
+        self._umask = current_umask()
         self._lock = threading.Lock()
         self._done = 0
 
@@ -268,7 +277,7 @@ class _Recording:
             self.not_recorded.append(NotRecorded(found.path, str(error)))
             self._keep(found.path, gone)
             return
-        entry = git_mode(taken.stat[0], found.old), taken.id
+        entry = self._scan.mode_of(taken.stat[0], found.old), taken.id
         if entry == found.old:
             self._scan.verified(found.path, taken)
             return
@@ -276,8 +285,8 @@ class _Recording:
         self.changes.append(change_between(found.path, gone.pop(found.path, found.old), entry))
         if taken.settled:
             self._stats[found.path] = taken.stat
-        if taken.stat[0] & 0o7000:
-            why = f"its mode {taken.stat[0] & 0o7777:04o}: git keeps only the executable bit"
+        why = not_kept_of_mode(taken.stat[0], self._umask)
+        if why is not None and not is_link:
             self.not_recorded.append(NotRecorded(found.path, why))
 
     def _keep(self, path: bytes, gone: dict[bytes, Entry]) -> None:

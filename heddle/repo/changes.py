@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,12 +65,39 @@ class Change:
     new_id: ObjectID | None
 
 
+ANOTHER_REPOSITORY = "another git repository: git add and git commit record its link"
+
+
 @dataclass(frozen=True, slots=True)
 class NotRecorded:
     """A path that a capture had to leave out, and why."""
 
     path: bytes
     why: str
+
+
+def not_kept_of_mode(mode: int, umask: int) -> str | None:
+    """What a file's permissions say that its state can't, one line; None where nothing is lost.
+
+    A state has the executable bit. Elsewhere the file gets what the umask leaves of 0666 or 0777; if it is closed to
+    somebody whom that lets in, or has a set-id or the sticky bit, it is told.
+
+    Args:
+        mode: ``st_mode``.
+        umask: of whoever works here.
+    """
+    elsewhere = (0o777 if mode & 0o100 else 0o666) & ~umask
+    if mode & 0o7000 or elsewhere & ~mode:
+        return f"its mode {mode & 0o7777:04o}: git keeps only the executable bit"
+    return None
+
+
+def current_umask() -> int:
+    """This process's umask, without changing it (proc(5))."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
 
 
 Reader = Callable[[Change], bytes]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from heddle import atomic
 from heddle.attribution import what_is_wrong
 from heddle.errors import CannotCreate, ConfigError, UsageError
+from heddle.repo import gitconfig
+from heddle.repo.gitconfig import config_home
 from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ KEYS: Mapping[str, str] = {
     "agent.model": "the model's name",
     "agent.session": "the run of the agent",
     "agent.task": "what the agent is working on",
+    "mount.restarts": "how often in five minutes a session that crashed is started again; 0: never",
+    "git.fsmonitor_files": "git asks the session what changed in mounts of at least so many files; 10000 if not set",
+    "fetch.timeout": "seconds that a server may be silent before it counts as away; 30 if not set",
+    "fetch.max_object_size": "the longest object that is taken from a server: bytes, or as 500m",
 }
 """Every key that can be set, with its help; all are text."""
 
@@ -45,6 +51,55 @@ def check_key(key: str) -> None:
 
     near = get_close_matches(key, KEYS, n=3) or sorted(KEYS)
     raise UsageError(f"no setting is called {key!r}", hint="did you mean " + ", ".join(near) + "?")
+
+
+def _what_is_wrong(key: str, value: str) -> str | None:
+    """Why a setting can't have a value, as the end of a sentence; None if it can."""
+    check = _NUMBERS.get(key)
+    if check is None:
+        return what_is_wrong(key, value)
+    try:
+        check(value)
+    except ConfigError as error:
+        return error.message
+    return None
+
+
+def seconds(text: str) -> float:
+    """A setting that is a time, in seconds.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or float(text) == 0:
+        raise ConfigError(f"is {text!r}, and no number of seconds")
+    return float(text)
+
+
+def size_bytes(text: str) -> int:
+    """A setting that is a size: bytes, or with one of git's suffixes k, m and g.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,15})([kmg]?)", text.lower())
+    if match is None:
+        raise ConfigError(f"is {text!r}, and no size such as 500m")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError("has to be a number, 0 or more")
+    return int(text)
+
+
+_NUMBERS: Mapping[str, Callable[[str], float]] = {
+    "mount.restarts": _count,
+    "git.fsmonitor_files": _count,
+    "fetch.timeout": seconds,
+    "fetch.max_object_size": size_bytes,
+}
 
 
 class ConfigFile:
@@ -71,6 +126,8 @@ class ConfigFile:
             value = _lookup(tables, key)
             if value is None:
                 continue
+            if key in _NUMBERS and type(value) is int:
+                value = str(value)
             if not isinstance(value, str):
                 raise ConfigError(f"{self.path}: {key} has to be text in quotes")
             found[key] = value
@@ -90,7 +147,7 @@ class ConfigFile:
             CannotCreate: it can't be written.
         """
         check_key(key)
-        wrong = None if value is None else what_is_wrong(key, value)
+        wrong = None if value is None else _what_is_wrong(key, value)
         if wrong is not None:
             raise UsageError(f"{key} {wrong}")
         if self.path is None:
@@ -199,6 +256,21 @@ class Config:
         check_key(key)
         return self._get(key, self.layers())
 
+    def number(self, key: str, default: str) -> float:
+        """The value of a setting that is a time in seconds or a size in bytes.
+
+        Args:
+            default: as it would be written, for where no layer gives one.
+
+        Raises:
+            ConfigError: it is no such number, or a file does not parse.
+        """
+        value = self.get(key).value or default
+        try:
+            return _NUMBERS[key](value)
+        except ConfigError as error:
+            raise ConfigError(f"{key} {error.message}", hint=f"heddle config set {key}") from error
+
     def list(self) -> list[Value]:
         """Every setting that has a value.
 
@@ -232,17 +304,8 @@ def user_file(environment: Mapping[str, str]) -> ConfigFile:
     named = environment.get("HEDDLE_CONFIG")
     if named:
         return ConfigFile(Path(named), "user config")
-    home = _config_home(environment)
+    home = config_home(environment)
     return ConfigFile(home / "heddle" / "config.toml" if home else None, "user config")
-
-
-def _config_home(environment: Mapping[str, str]) -> Path | None:
-    # A relative $XDG_CONFIG_HOME is to be ignored (XDG Base Directory Specification).
-    configured = environment.get("XDG_CONFIG_HOME", "")
-    if configured.startswith("/"):
-        return Path(configured)
-    home = environment.get("HOME")
-    return Path(home, ".config") if home else None
 
 
 class _GitValues(Mapping[str, str]):
@@ -290,32 +353,17 @@ class _GitValues(Mapping[str, str]):
 
     def _files(self) -> Iterator[Path]:
         """Most important first."""
-        get = self._environment.get
         if self._git is not None:
             yield self._git.path / "config.worktree"
             yield self._git.common / "config"
-        if get("GIT_CONFIG_GLOBAL") is not None:
-            yield Path(get("GIT_CONFIG_GLOBAL") or "/dev/null")
-        else:
-            if get("HOME"):
-                yield Path(get("HOME") or "", ".gitconfig")
-            home = _config_home(self._environment)
-            if home is not None:
-                yield home / "git" / "config"
-        if get("GIT_CONFIG_NOSYSTEM", "").lower() not in ("1", "true", "yes", "on"):
-            yield Path(get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
+        yield from gitconfig.user_files(self._environment)
 
 
 def _git_user(path: Path, is_in: Callable[[str], bool]) -> dict[str, str]:
     """The principal that one git configuration file gives, with the files it includes."""
-    if not path.is_file():
+    config = gitconfig.read(path, is_in)
+    if config is None:
         return {}
-    from dulwich.config import ConfigFile as GitConfigFile
-
-    try:
-        config = GitConfigFile.from_path(path, condition_matchers={"gitdir:": is_in})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read git's {path}: {error}") from error
     found = {}
     for key, name in _GIT_KEYS.items():
         try:

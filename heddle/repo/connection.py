@@ -1,7 +1,7 @@
 """One SQLite file, opened safely: locking, forks, read-only media, and errors a user can read.
 
 Owns how the file is opened, who may use the connection when, and what an SQLite error means to a user. What the
-tables mean is ``database.py``'s; this module knows no table.
+tables mean is ``database.py``'s, which of them have checksums ``seal.py``'s; this module knows no table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from heddle import faults
-from heddle.errors import Busy, HeddleError, RepositoryTooNew, StorageError
+from heddle.errors import Busy, HeddleError, RepositoryTooNew, RepositoryTooOld, StorageError
+from heddle.repo import seal
 
 BUSY_WAIT_S = 30.0
 """How long a command waits for another one's transaction, in seconds; transactions take milliseconds."""
@@ -24,8 +25,9 @@ BUSY_WAIT_S = 30.0
 # The file header, from "The SQLite Database Format" (sqlite.org/fileformat2.html), section 1.3.
 _MAGIC = b"SQLite format 3\x00"
 _USER_VERSION_OFFSET = 60
+_ROOM_BYTES = 64 << 10  # for the log and the index of it (sqlite.org/wal.html)
 
-_FSCK = "heddle fsck says what is damaged; heddle.db can be copied aside before anything is tried"
+REPAIR_HINT = "heddle fsck --repair makes a new one of all that is left, and keeps this one aside"
 _NO_WRITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
@@ -50,15 +52,33 @@ class Connection:
         _connections.add(self)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-        """Run one reading statement and return all its rows.
+        """Run one reading statement and return all its rows; none has text that is not UTF-8.
 
         Raises:
             StorageError: the database can't be read or is damaged.
             Busy: another process kept it locked for ``BUSY_WAIT_S``.
-            RepositoryTooNew: a newer heddle wrote it.
+            RepositoryTooNew, RepositoryTooOld: another heddle wrote it.
         """
         with self._lock, self._translated():
-            return self._connection().execute(sql, parameters).fetchall()
+            try:
+                return self._connection().execute(sql, parameters).fetchall()
+            except UnicodeEncodeError:
+                return []
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for several queries in a row that see one moment; raises as ``query``.
+
+        ``query`` belongs to them where it is called in the block, by the same thread. Blocks don't nest.
+        """
+        with self._lock, self._translated():
+            connection = self._connection()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:  # some errors end it
+                    connection.execute("ROLLBACK")
 
     @contextmanager
     def transaction(self, *, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
@@ -82,6 +102,7 @@ class Connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                seal.renew(connection)
                 faults.reach("database.before-commit")
                 connection.execute("COMMIT")
             except BaseException:
@@ -126,10 +147,10 @@ class Connection:
                 header = file.read(100)
         except OSError as error:
             raise StorageError(
-                f"can't open the database {self.path}: {error.strerror}", hint=_FSCK
+                f"can't open the database {self.path}: {error.strerror}", hint=REPAIR_HINT
             ) from error
         if len(header) < 100 or not header.startswith(_MAGIC):
-            raise StorageError(f"the database {self.path} is damaged: not SQLite", hint=_FSCK)
+            raise self._damaged("not SQLite")
         version = header[_USER_VERSION_OFFSET : _USER_VERSION_OFFSET + 4]
         self._check_version(int.from_bytes(version, "big"))
 
@@ -139,8 +160,17 @@ class Connection:
                 f"{self.path} has format {found}; this heddle knows formats up to {self._version}",
                 hint="install the newer heddle that wrote it",
             )
-        if found < self._version:
-            raise StorageError(f"the database {self.path} is damaged: format {found}", hint=_FSCK)
+        if 0 < found < self._version:
+            raise RepositoryTooOld(
+                f"{self.path} has format {found}; this heddle reads format {self._version}",
+                hint="with the heddle that wrote it: capture, heddle git export --to DIR; "
+                "then heddle git import DIR in a new repository",
+            )
+        if found != self._version:
+            raise self._damaged(f"format {found}")
+
+    def _damaged(self, why: object) -> StorageError:
+        return StorageError(f"the database {self.path} is damaged: {why}", hint=REPAIR_HINT)
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -149,7 +179,13 @@ class Connection:
             if _primary(error) not in _NO_WRITE:
                 raise
             connection = self._snapshot()
-        self._check_version(connection.execute("PRAGMA user_version").fetchone()[0])
+        try:
+            self._check_version(connection.execute("PRAGMA user_version").fetchone()[0])
+            if not seal.names_are_right(connection):
+                raise self._damaged("a name is not what was written")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _configured(self, uri: str) -> sqlite3.Connection:
@@ -207,12 +243,28 @@ class Connection:
                     hint=f"check who may write to {self.path.parent}",
                 )
             case sqlite3.SQLITE_FULL:
-                return StorageError(
-                    f"no space left to write {self.path}", hint="free some space and run it again"
-                )
+                return self._no_space()
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN if _is_full(self.path.parent):
+                return self._no_space()
             case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_NOMEM:
-                return StorageError(f"can't use the database {self.path}: {error}", hint=_FSCK)
-        return StorageError(f"the database {self.path} is damaged: {error}", hint=_FSCK)
+                return StorageError(
+                    f"can't use the database {self.path}: {error}", hint=REPAIR_HINT
+                )
+        return self._damaged(error)
+
+    def _no_space(self) -> StorageError:
+        return StorageError(
+            f"no space left to write {self.path}", hint="free some space and run it again"
+        )
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether a disk has no room for what SQLite makes beside a database (sqlite.org/tempfiles.html)."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _ROOM_BYTES or (found.f_files > 0 == found.f_favail)
 
 
 def _primary(error: sqlite3.Error) -> int:

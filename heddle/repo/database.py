@@ -7,11 +7,13 @@ locked and protected is ``connection.py``'s; what a thread or an overlay means t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from heddle.attribution import Agent
 from heddle.errors import (
     Busy,
     DataError,
@@ -22,7 +24,8 @@ from heddle.errors import (
     ThreadMoved,
     ThreadNotFound,
 )
-from heddle.repo.connection import Connection
+from heddle.repo import seal
+from heddle.repo.connection import REPAIR_HINT, Connection
 from heddle.repo.schema import (
     FORMAT,
     SCHEMA,
@@ -62,7 +65,7 @@ class Database:
     Args:
         path: ``heddle.db``; opened at first use.
 
-    Every method may raise StorageError (damaged, unreadable), Busy (locked for too long) and RepositoryTooNew.
+    Every method may raise StorageError (damaged, unreadable), Busy (locked for too long) and OtherFormat.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,13 +81,7 @@ class Database:
         Raises:
             StorageError: it can't be written.
         """
-        import sqlite3
-
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={FORMAT}; COMMIT")
-            connection.execute("BEGIN")
+        with _new_file(path) as connection:
             now_ns = time.time_ns()
             facts = [("object_format", object_format), ("created_ns", str(now_ns))]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
@@ -93,15 +90,28 @@ class Database:
             connection.execute("INSERT INTO head VALUES (1, ?)", (thread,))
             log.add("head", "HEAD", None, thread)
             connection.execute("INSERT INTO worktree VALUES (1, ?)", (_text(state),))
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StorageError(f"can't write {path}: {error}") from error
-        finally:
-            connection.close()
+
+    @staticmethod
+    def write(path: Path, rows: Mapping[str, Iterable[tuple[Any, ...]]]) -> None:
+        """Write a new database of these rows to ``path``, which must not exist; as ``create``.
+
+        Rows that the tables do not take are left out.
+        """
+        with _new_file(path) as connection:
+            for table, values in rows.items():
+                for row in values:
+                    places = ", ".join("?" * len(row))
+                    connection.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", row)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         self._connection.close()
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """All that is read in the block, by this thread, is as it was at one moment; nothing can be changed in it."""
+        with self._connection.reading():
+            yield
 
     def object_format(self) -> str:
         """``sha1`` or ``sha256``."""
@@ -436,14 +446,18 @@ class Database:
         head: str | None = None,
         worktree: tuple[ObjectID | None] | None = None,
         refs: Mapping[bytes, bytes | None] | None = None,
+        overlays: Mapping[str, ObjectID | None] | None = None,
+        agents: Mapping[ObjectID, Agent] | None = None,
     ) -> None:
         """Move many names at once, or none: the commit point of following, importing and fetching from git.
 
         Args:
-            moves: what goes where; a name that is missing is made.
+            moves: what goes where; a name that is missing is made. A thread that goes nowhere has to be there.
             head: put HEAD on this thread.
             worktree: (state,): the working directory is at this state now.
             refs: rows of ``refs`` to write; None: to delete.
+            overlays: by thread, the state that its overlay is relative to from now on.
+            agents: by state, which model made it, where the state itself does not say.
 
         Raises:
             ThreadMoved: a thread is not where it has to be; nothing was changed.
@@ -459,10 +473,21 @@ class Database:
                 sql.execute("UPDATE head SET thread = ?", (head,))
             if worktree is not None:
                 sql.execute("UPDATE worktree SET base = ?", (_text(worktree[0]),))
+            for id, agent in (agents or {}).items():
+                made = (_text(id), agent.provider, agent.model, agent.session, agent.task)
+                sql.execute("INSERT OR IGNORE INTO attributions VALUES (?, ?, ?, ?, ?)", made)
+            for thread, state in (overlays or {}).items():
+                sql.execute("INSERT OR REPLACE INTO overlays VALUES (?, ?)", (thread, _text(state)))
             for name, target in (refs or {}).items():
                 sql.execute("DELETE FROM refs WHERE name = ?", (name,))
                 if target is not None:
                     sql.execute("INSERT INTO refs VALUES (?, ?)", (name, target))
+
+    def agent_of(self, state: ObjectID) -> Agent | None:
+        """Which model made a state that does not say so itself; None when nobody knows."""
+        sql = "SELECT provider, model, session, task FROM attributions WHERE state = ?"
+        rows = self._connection.query(sql, (_text(state),))
+        return Agent(*rows[0]) if rows else None
 
     def refs(self) -> dict[bytes, bytes]:
         """Refs of git that are neither threads nor markers, by full name."""
@@ -527,43 +552,90 @@ class Database:
         Args:
             is_state: whether an id is a commit in the object store.
         """
-        from heddle.objects.store import Problem
-
         found = [
-            Problem("database", f"{self.path}: {row[0]}", "copy heddle.db aside; sqlite3 .recover")
+            self._problem(f"{self.path}: {row[0]}")
             for row in self._connection.query("PRAGMA integrity_check")
             if row[0] != "ok"
         ]
         if found:
             return found
+        with self._connection.reading() as sql:
+            if not seal.log_is_right(sql):
+                found.append(self._problem(f"{self.path}: an operation is not what was written"))
         if self.thread(self.head()) is None:
-            what = f"HEAD is on thread '{self.head()}', which does not exist"
-            found.append(Problem("database", what, f"heddle thread create {self.head()}"))
-        known: dict[str, bool] = {}
-        for where, state in self._connection.query(_NAMED_STATES):
+            found.append(self._problem(f"HEAD is on thread '{self.head()}', which does not exist"))
+        known: dict[ObjectID, bool] = {}
+        # What git did, git may take back: a branch that was rewritten is dropped by its gc.
+        by_git = {f"operation {each.id}" for each in self.operations() if each.kind == "git"}
+        for where, state in self.named_states():
+            if where in by_git:
+                continue
             if state not in known:
-                known[state] = is_state(_known_id(state))
+                known[state] = is_state(state)
             if not known[state]:
-                what = f"{where} names state {state}, which is not in the object store"
-                found.append(Problem("database", what, "heddle operations say what it was before"))
+                what = f"{where} names state {state.decode()}, which is not in the object store"
+                found.append(self._problem(what))
         return found
+
+    def named_states(self) -> list[tuple[str, ObjectID]]:
+        """Everything that names a state, newest operations last: (what it is, state)."""
+        rows = self._connection.query(_NAMED_STATES)
+        return [(where, _known_id(state)) for where, state in rows]
+
+    @staticmethod
+    def _problem(what: str) -> Problem:
+        from heddle.objects.store import Problem
+
+        return Problem("database", what, REPAIR_HINT)
+
+    def named_ids(self) -> set[bytes]:
+        """The hex id of every object that a row names, in whatever table, but for caches."""
+        found = {_known_id(row[0]) for row in self._connection.query(_NAMED_IDS)}
+        return found | {
+            target for target in self.refs().values() if not target.startswith(b"ref: ")
+        }
 
     def _one(self, sql: str) -> Any:
         rows = self._connection.query(sql)
         if not rows:
             raise StorageError(
-                f"the database {self.path} is damaged: a row is missing", hint="heddle fsck"
+                f"the database {self.path} is damaged: a row is missing", hint=REPAIR_HINT
             )
         return rows[0]
 
 
+@contextmanager
+def _new_file(path: Path) -> Iterator[sqlite3.Connection]:
+    """One transaction in a new database, which is complete and closed after the block."""
+    import sqlite3
+
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={FORMAT}; COMMIT")
+        connection.execute("BEGIN")
+        yield connection
+        seal.renew(connection)
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise StorageError(f"can't write {path}: {error}") from error
+    finally:
+        connection.close()
+
+
 _NAMED_STATES = """
-SELECT 'thread ' || name, state FROM threads WHERE state IS NOT NULL
+SELECT 'thread ' || name AS what, state FROM threads WHERE state IS NOT NULL
 UNION ALL SELECT 'marker ' || name, state FROM markers
 UNION ALL SELECT 'the overlay of ' || thread, base FROM overlays WHERE base IS NOT NULL
 UNION ALL SELECT 'the working directory', base FROM worktree WHERE base IS NOT NULL
 UNION ALL SELECT 'operation ' || id, old FROM operations WHERE subject <> 'head' AND old IS NOT NULL
 UNION ALL SELECT 'operation ' || id, new FROM operations WHERE subject <> 'head' AND new IS NOT NULL
+"""
+
+_NAMED_IDS = f"""
+SELECT state FROM ({_NAMED_STATES})
+UNION SELECT state FROM changes
+UNION SELECT state FROM branches WHERE state IS NOT NULL
 """
 
 _OUT_OF_STEP = """
@@ -612,6 +684,8 @@ def _move_thread(log: _Log, move: Move) -> None:
         )
     if row is None:
         _insert_thread(log, move.name, move.new)
+        return
+    if move.new == move.old:
         return
     values = (_text(move.new), log.time_ns, move.name)
     log.sql.execute("UPDATE threads SET state = ?, updated_ns = ? WHERE name = ?", values)
@@ -677,7 +751,7 @@ def _id(text: str | None) -> ObjectID | None:
 
 
 def _known_id(text: str) -> ObjectID:
-    return cast("ObjectID", text.encode("ascii"))
+    return cast("ObjectID", text.encode("ascii", "replace"))
 
 
 def _short(state: str | None) -> str:

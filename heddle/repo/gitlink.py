@@ -7,18 +7,28 @@ are read in place by the object store; keeping branches and threads in step is n
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from heddle import atomic
-from heddle.errors import DataError, InvalidName
+from heddle.errors import DataError, InvalidName, NotPermitted, StorageError
 
 if TYPE_CHECKING:
+    from dulwich.config import ConfigFile
     from dulwich.objects import ObjectID
-    from dulwich.repo import Repo
+    from dulwich.refs import DiskRefsContainer
 
+    from heddle.objects.gitdir import GitObjects
+
+_UNTRUSTED_MODES = re.compile(rb"filemode\s*=\s*(false|no|off|0)", re.IGNORECASE)
 _BRANCH = b"refs/heads/"
+_HEX_DIGITS = b"0123456789abcdef"
+_KNOWN_EXTENSIONS = frozenset(
+    (b"objectformat", b"worktreeconfig", b"partialclone", b"noop", b"preciousobjects")
+) | {b"relativeworktrees"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +39,13 @@ class GitDir:
         checkout: the directory that holds ``.git``.
         path: this checkout's own git directory (HEAD, index).
         common: the directory shared by all work trees of the repository (objects, refs, config).
+        bare: there is no checkout; all three are the one directory.
     """
 
     checkout: Path
     path: Path
     common: Path
+    bare: bool = False
 
     @property
     def objects(self) -> Path:
@@ -42,44 +54,240 @@ class GitDir:
 
 
 def find(checkout: Path) -> GitDir | None:
-    """The git directory of ``checkout`` itself (gitrepository-layout(5)), or None; parents don't count."""
+    """The git repository that lies exactly here (gitrepository-layout(5)); parents don't count.
+
+    Returns:
+        Where it is, a bare one too; None where there is none.
+
+    Raises:
+        DataError: there is a ``.git`` that is no repository.
+    """
     path = checkout / ".git"
+    if not path.exists():
+        return _find_bare(checkout)
     if path.is_file():
         content = path.read_bytes()
         if not content.startswith(b"gitdir: "):
-            return None
+            raise _no_repository(path)
         path = checkout / os.fsdecode(content[len(b"gitdir: ") :].rstrip(b"\r\n"))
     if not (path / "HEAD").exists():
-        return None
+        raise _no_repository(path)
     common = path
     if (path / "commondir").is_file():
         common = path / os.fsdecode((path / "commondir").read_bytes().rstrip(b"\r\n"))
+    if not (common / "objects").is_dir():
+        raise _no_repository(common)
     return GitDir(checkout, path.resolve(), common.resolve())
 
 
-def object_format(git: GitDir) -> str:
-    """``sha1`` or ``sha256``, from git's configuration."""
+def _find_bare(path: Path) -> GitDir | None:
+    if not (path / "HEAD").is_file() or not (path / "objects").is_dir():
+        return None
+    if not (path / "refs").is_dir() or not (path / "config").is_file():
+        return None
+    if not _config(path).get_boolean((b"core",), b"bare", False):
+        return None
+    path = path.resolve()
+    return GitDir(path, path, path, bare=True)
+
+
+def _no_repository(path: Path) -> DataError:
+    return DataError(f"{path} is no git repository", hint="repair it with git, or move it away")
+
+
+def check_owner(git: GitDir, environment: Mapping[str, str]) -> None:
+    """Refuse what somebody else owns, as git does, unless ``safe.directory`` names it (git-config(1)).
+
+    Args:
+        git: the repository.
+        environment: of the command; says where the user's configuration is.
+
+    Raises:
+        NotPermitted: it is somebody else's.
+    """
+    ours = {os.geteuid()}
+    if ours == {0} and environment.get("SUDO_UID", "").isdigit():
+        ours.add(int(environment["SUDO_UID"]))
+    places = [git.path] if git.bare else [git.checkout, git.checkout / ".git", git.path]
+    strange = [place for place in places if os.lstat(place).st_uid not in ours]
+    if strange and not _is_safe(git.checkout, environment):
+        raise NotPermitted(
+            f"{strange[0]} belongs to somebody else",
+            hint=f"git config --global --add safe.directory {git.checkout}",
+        )
+
+
+def _is_safe(checkout: Path, environment: Mapping[str, str]) -> bool:
+    from heddle.repo import gitconfig
+
+    safe = False
+    for path in reversed(list(gitconfig.user_files(environment))):
+        for value in gitconfig.values(path, b"safe", b"directory"):
+            if not value:
+                safe = False
+            elif value == b"*" or _expanded(value, environment) == checkout:
+                safe = True
+    return safe
+
+
+def _config(common: Path) -> ConfigFile:
+    """The repository's own configuration.
+
+    Raises:
+        DataError: it can't be read.
+    """
     from dulwich.config import ConfigFile
 
+    path = common / "config"
     try:
-        config = ConfigFile.from_path(git.common / "config")
-        return config.get((b"extensions",), b"objectformat").decode().lower()
-    except (FileNotFoundError, KeyError):
-        return "sha1"
+        return ConfigFile.from_path(path)
+    except FileNotFoundError:
+        return ConfigFile()
     except ValueError as error:
-        raise DataError(f"git's {git.common / 'config'} can't be read: {error}") from error
+        raise DataError(f"git's {path} can't be read: {error}", hint="edit the file") from error
+
+
+def check_format(git: GitDir) -> ConfigFile:
+    """Refuse what gitrepository-layout(5) and git-config(1) did not know when this was written.
+
+    Returns:
+        The repository's configuration, which says so.
+
+    Raises:
+        DataError: it has a format that is not known here, or its configuration can't be read.
+    """
+    config = _config(git.common)
+    version = _setting(config, b"core", b"repositoryformatversion") or b"0"
+    unknown = []
+    if version != b"0" and (b"extensions",) in config:  # version 0 has none
+        unknown = [
+            name + b"=" + value
+            for name, value in config[(b"extensions",)].items()
+            if name.lower() not in _KNOWN_EXTENSIONS
+            and (name.lower(), value.lower()) != (b"refstorage", b"files")
+        ]
+    if version not in (b"0", b"1") or unknown:
+        what = b", ".join([b"version " + version, *sorted(unknown)])
+        raise DataError(
+            f"the git repository in {git.common} has a format that heddle does not know:"
+            f" {what.decode(errors='replace')}",
+            hint="a newer heddle may know it",
+        )
+    return config
+
+
+def trusts_modes(git: GitDir) -> bool:
+    """Whether git believes executable bits (git-config(1), ``core.fileMode``); raises ConfigError."""
+    from heddle.repo import gitconfig
+
+    for path in (git.path / "config.worktree", git.common / "config"):
+        content = _content(path)
+        if _UNTRUSTED_MODES.search(content):  # in hardly any repository; parsing takes 20 ms
+            said = gitconfig.values(path, b"core", b"fileMode")
+            if said:
+                return said[-1].lower() not in (b"false", b"no", b"off", b"0")
+        elif b"filemode" in content.lower():
+            return True
+    return True
+
+
+def check_checkout(git: GitDir) -> None:
+    """Refuse a checkout whose files are elsewhere (git-config(1), ``core.worktree``).
+
+    Raises:
+        DataError: they are.
+    """
+    said = _setting(_config(git.common), b"core", b"worktree")
+    if said and git.path == git.common and not git.bare:
+        place = (git.path / os.fsdecode(said)).resolve()
+        if place != git.checkout.resolve():
+            raise DataError(
+                f"git keeps the files of {git.checkout} in {place} (core.worktree)",
+                hint=f"git config --unset core.worktree, or a git worktree of its own in {place}",
+            )
+
+
+def _setting(config: ConfigFile, section: bytes, name: bytes) -> bytes | None:
+    try:
+        return config.get((section,), name)
+    except KeyError:
+        return None
+
+
+def is_bare(git: GitDir, config: ConfigFile) -> bool:
+    """Whether a repository has no checkout but linked ones."""
+    bare = (_setting(config, b"core", b"bare") or b"").lower()
+    return bare == b"true" or (not bare and git.checkout == git.common)
+
+
+def object_format(git: GitDir) -> str:
+    """``sha1`` or ``sha256``, from git's configuration; raises as ``check_format``."""
+    return (_setting(check_format(git), b"extensions", b"objectformat") or b"sha1").decode().lower()
 
 
 def head(git: GitDir) -> tuple[str | None, ObjectID | None]:
-    """The branch that git's HEAD is on (None: detached) and its commit (None: no commit yet)."""
-    from dulwich.refs import HEADREF
+    """The branch that git's HEAD is on (None: detached) and its commit (None: no commit yet).
 
-    with _opened(git) as repo:
-        names, commit = repo.refs.follow(HEADREF)
-    branch = names[-1]
-    if not branch.startswith(_BRANCH):
+    Raises:
+        DataError: the repository's format is not known.
+        StorageError: HEAD or the ref that it names is damaged.
+    """
+    ref, commit = follow_head(git, _refs(git))
+    if ref is None or not ref.startswith(_BRANCH):
         return None, commit
-    return branch[len(_BRANCH) :].decode(errors="surrogateescape"), commit
+    return ref[len(_BRANCH) :].decode(errors="surrogateescape"), commit
+
+
+def follow_head(git: GitDir, refs: DiskRefsContainer) -> tuple[bytes | None, ObjectID | None]:
+    """The full name of the ref that HEAD is on (None: detached), and its commit (None: not born).
+
+    Raises:
+        StorageError: HEAD or that ref is damaged.
+    """
+    from dulwich.errors import PackedRefsException, RefFormatError
+    from dulwich.refs import HEADREF, SymrefLoop
+
+    try:
+        names, commit = refs.follow(HEADREF)
+        ref = names[-1]
+        lost = commit is None and (ref == HEADREF or refs.read_ref(ref) is not None)
+    except PackedRefsException as error:
+        raise StorageError(
+            f"{git.common / 'packed-refs'} is damaged: {error}", hint="git fsck says more"
+        ) from error
+    except (SymrefLoop, RefFormatError, KeyError, ValueError) as error:
+        raise _damaged_ref(git, HEADREF) from error
+    if lost or (commit and (len(commit) not in (40, 64) or commit.strip(_HEX_DIGITS))):
+        raise _damaged_ref(git, ref)
+    return (None if ref == HEADREF else bytes(ref)), commit
+
+
+def _damaged_ref(git: GitDir, ref: bytes) -> StorageError:
+    return StorageError(f"{os.fsdecode(ref)} in {git.path} is damaged", hint="git fsck says more")
+
+
+def check_commit(git: GitDir, commit: ObjectID, format_name: str) -> None:
+    """Check that git has the commit that a new repository is to begin at.
+
+    Raises:
+        StorageError: it has not, or it is damaged.
+    """
+    from heddle.objects.gitdir import GitObjects
+    from heddle.objects.gitformat import COMMIT
+
+    objects = GitObjects(git.objects, format_name)
+    try:
+        found = objects.get_raw(commit)[0] == COMMIT
+    except KeyError:
+        found = False
+    finally:
+        objects.close()
+    if not found:
+        raise StorageError(
+            f"the git repository in {git.checkout} has no commit {commit.decode()}, which its HEAD"
+            " names",
+            hint="git fsck says more",
+        )
 
 
 def thread_to_start_on(git: GitDir) -> tuple[str, ObjectID | None]:
@@ -104,14 +312,20 @@ def resolve(git: GitDir, name: str) -> dict[str, ObjectID]:
     """The commits that ``name`` means as a branch, a tag or a remote branch, by full ref name."""
     found: dict[str, ObjectID] = {}
     wanted = name.encode(errors="surrogateescape")
-    with _opened(git) as repo:
-        for prefix in (b"refs/heads/", b"refs/tags/", b"refs/remotes/"):
-            try:
-                commit = _commit(repo, prefix + wanted)
-            except (KeyError, ValueError):  # no such ref; a name that can't be one
-                continue
-            if commit is not None:
-                found[os.fsdecode(prefix + wanted)] = commit
+    from dulwich.refs import Ref
+
+    from heddle.objects.gitdir import GitObjects
+
+    refs = _refs(git)
+    objects = GitObjects(git.objects, object_format(git))
+    for prefix in (b"refs/heads/", b"refs/tags/", b"refs/remotes/"):
+        try:
+            commit = _commit(objects, refs[Ref(prefix + wanted)])
+        except (KeyError, ValueError):  # no such ref; a name that can't be one
+            continue
+        if commit is not None:
+            found[os.fsdecode(prefix + wanted)] = commit
+    objects.close()
     return found
 
 
@@ -121,6 +335,37 @@ def shallow(git: GitDir) -> frozenset[ObjectID]:
         return frozenset(cast("list[ObjectID]", (git.common / "shallow").read_bytes().split()))
     except FileNotFoundError:
         return frozenset()
+
+
+def exclude_rules(git: GitDir, environment: Mapping[str, str]) -> bytes:
+    """What git ignores in the whole repository: ``core.excludesFile``, then ``info/exclude`` (gitignore(5))."""
+    files = [_excludes_file(git, environment), git.common / "info" / "exclude"]
+    return b"".join(_content(path) + b"\n" for path in files if path is not None)
+
+
+def _excludes_file(git: GitDir, environment: Mapping[str, str]) -> Path | None:
+    from heddle.repo import gitconfig
+
+    own = [git.path / "config.worktree", git.common / "config"]
+    for path in [*own, *gitconfig.user_files(environment)]:
+        found = gitconfig.values(path, b"core", b"excludesfile")
+        if found:
+            return git.checkout / _expanded(found[-1], environment)
+    home_directory = gitconfig.config_home(environment)
+    return home_directory / "git" / "ignore" if home_directory else None
+
+
+def _expanded(value: bytes, environment: Mapping[str, str]) -> Path:
+    """A path as git's configuration gives it."""
+    path = os.fsdecode(value)
+    return Path(environment.get("HOME", "~"), path[2:]) if path.startswith("~/") else Path(path)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def exclude_heddle(git: GitDir) -> None:
@@ -135,22 +380,34 @@ def exclude_heddle(git: GitDir) -> None:
     atomic.write_file(path, old + b".heddle/\n")
 
 
-def _commit(repo: Repo, ref: bytes) -> ObjectID | None:
-    """The commit that a ref leads to through tags; None where it leads to something else."""
-    from dulwich.objects import Commit, Tag
-    from dulwich.refs import Ref
+def keep_from_git(git: GitDir, heddle_dir: Path) -> None:
+    """Have git's cleaning pass ``.heddle`` by: to ``git clean -x`` and ``git stash --all`` it is another repository.
 
-    target = repo[repo.refs[Ref(ref)]]
-    while isinstance(target, Tag):
-        target = repo[target.object[1]]
-    return target.id if isinstance(target, Commit) else None
+    What is ignored is theirs to remove, and with it every unsaved change would go. What makes a directory one is in
+    git's setup.c (is_git_directory): HEAD, objects and refs. A linked worktree is locked as well, since ``git worktree
+    remove`` asks no more than that (git-worktree(1), "lock").
+    """
+    inner = heddle_dir / ".git"
+    for name in ("objects", "refs"):
+        (inner / name).mkdir(parents=True, exist_ok=True)
+    (inner / "HEAD").write_bytes(b"ref: refs/heads/main\n")
+    if git.path != git.common and not (git.path / "locked").exists():
+        (git.path / "locked").write_text(f"heddle's repository is in it: {heddle_dir}\n")
 
 
-def _opened(git: GitDir) -> Repo:
-    from dulwich.errors import NotGitRepository
-    from dulwich.repo import Repo, UnsupportedExtension, UnsupportedVersion
+def _commit(objects: GitObjects, id: ObjectID) -> ObjectID | None:
+    """The commit that an object leads to through tags; None where it leads to something else."""
+    from heddle.objects.gitformat import COMMIT, TAG
 
-    try:
-        return Repo(git.checkout)
-    except (NotGitRepository, UnsupportedExtension, UnsupportedVersion, ValueError) as error:
-        raise DataError(f"the git repository in {git.checkout} can't be read: {error}") from error
+    kind, content = objects.get_raw(id)
+    while kind == TAG:
+        id = content.partition(b"\n")[0].removeprefix(b"object ")  # type: ignore[assignment]
+        kind, content = objects.get_raw(id)
+    return id if kind == COMMIT else None
+
+
+def _refs(git: GitDir) -> DiskRefsContainer:
+    from dulwich.refs import DiskRefsContainer
+
+    check_format(git)
+    return DiskRefsContainer(git.common, git.path)

@@ -7,8 +7,10 @@ the caller's: a pack that is being written, or a hash.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
+import signal
 import stat
 import threading
 import time
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _PAUSES_S = (0.001, 0.005, 0.02, 0.1)
 """How long to wait for a writer before each further try, in seconds."""
+_STROKE_S = 0.02
+"""How long a writer's thread may stand still within one write(2) and not be noticed, in seconds."""
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ALONE = 16
 _Item = TypeVar("_Item")
@@ -102,7 +106,8 @@ def take(host: bytes, sink: BlobSink, *, is_link: bool = False) -> Taken:
     """Give a file's bytes, or a link's target, to a sink.
 
     The stat before and after reading must agree. Since a file can change twice within one tick of the clock
-    behind its times, a file changed just now is read twice and must give the same bytes both times.
+    behind its times, a file changed just now is read twice and must give the same bytes both times; with a pause in
+    between if somebody has it open for writing, since the times move when a write(2) begins, not when it ends.
 
     Args:
         host: the path; its last component is not followed.
@@ -151,6 +156,8 @@ def _take_file(host: bytes, sink: BlobSink) -> Taken | None:
         settled = is_settled(before, read_at_ns)
         id = _read_into(sink, fd, before[1])
         if id is not None and not settled:
+            if _has_writer(fd):
+                time.sleep(_STROKE_S)
             os.lseek(fd, 0, os.SEEK_SET)
             id = id if _read_into(sink, fd, before[1]) == id else None
         if id is None or stat_of(os.fstat(fd)) != before:
@@ -158,6 +165,22 @@ def _take_file(host: bytes, sink: BlobSink) -> Taken | None:
         return Taken(id, before, settled)
     finally:
         os.close(fd)
+
+
+def _has_writer(fd: int) -> bool:
+    """Whether somebody has a file open for writing, as far as the kernel tells us: then it refuses a lease on it.
+
+    fcntl(2), F_SETLEASE: for the file's owner only, and not on every file system. Whoever opens it in the moment
+    in which we have the lease makes the kernel send us a signal, which by default would end the process; SIGURG does
+    nothing.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
 
 
 def _read_into(sink: BlobSink, fd: int, size: int) -> ObjectID | None:

@@ -7,11 +7,13 @@ thread means is its own module's; capturing, switching and mounting stand on top
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from heddle import atomic, faults
 from heddle.errors import (
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Attribution
+    from heddle.objects.promised import Provider
     from heddle.objects.state import State
     from heddle.objects.store import ObjectStore
     from heddle.repo.config import Config
@@ -58,7 +61,11 @@ class Repository:
         heddle_dir: ``path/.heddle``.
         created: whether ``init`` made it just now.
         environment: of the command that this is for, set by it: where the user's settings are, and attribution.
+        provider: what brings objects that a remote has promised, as ``module:class``; None: nobody does. It is a
+            layer above that knows remotes, and a session is told the name in its request.
     """
+
+    provider: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +75,13 @@ class Repository:
         self._current_thread: str | None = None
 
     @classmethod
-    def init(cls, path: Path, *, object_format: str | None = None) -> Self:
+    def init(
+        cls,
+        path: Path,
+        *,
+        object_format: str | None = None,
+        environment: Mapping[str, str] = _NOTHING,
+    ) -> Self:
         """Make a repository in a directory; where there is one already, open it.
 
         HEAD is on a new thread ``main`` without a state; in a git checkout it is on a thread with the name of
@@ -80,24 +93,32 @@ class Repository:
         Args:
             path: the directory; made if it is missing.
             object_format: ``sha1`` or ``sha256``; None: git's, or ``sha1``.
+            environment: of the command that this is for.
 
         Raises:
             UsageError: no such object format.
             CannotCreate: the directory can't be made or written.
-            DataError: the place already has another format, or is inside a ``.heddle``.
+            DataError: the place already has another format, or is inside a ``.heddle``; or the git repository there
+                has a format that is not known.
+            NotPermitted, StorageError: the git repository there is somebody else's, or damaged. Nothing was made.
         """
         if object_format is not None and object_format not in OBJECT_FORMATS:
             known = " or ".join(OBJECT_FORMATS)
             raise UsageError(f"no object format {object_format!r}", hint=f"it can be {known}")
         repo = cls(path.resolve())
+        repo.environment = environment
         if ".heddle" in repo.path.parts:
             raise DataError(f"{repo.path} is inside a repository's .heddle")
         try:
-            repo.heddle_dir.mkdir(parents=True, exist_ok=True)
-            with directory_locked(repo.heddle_dir):
-                if not repo.database_path.exists():
-                    repo._create(object_format)
-                    repo.created = True
+            if not repo.database_path.exists():
+                repo._exists()
+                ground = repo._ground(object_format)
+                is_new = not repo.heddle_dir.exists()
+                repo.heddle_dir.mkdir(parents=True, exist_ok=True)
+                with directory_locked(repo.heddle_dir):
+                    if not repo.database_path.exists():
+                        repo._create_whole(ground, is_new)
+                        repo.created = True
         except OSError as error:
             raise CannotCreate(
                 f"can't make a repository in {repo.path}: {error.strerror}"
@@ -134,6 +155,20 @@ class Repository:
                 return repo
         raise NotARepository(f"no heddle repository in {start} or above", hint="heddle init")
 
+    @classmethod
+    def discover_damaged(cls, start: Path) -> Self:
+        """As ``discover``, for a check or a repair: the database may be missing, and nothing is read.
+
+        Raises:
+            NotARepository: no directory has a ``.heddle`` with anything of a repository in it.
+        """
+        start = start.resolve()
+        for path in (start, *start.parents):
+            repo = cls(path)
+            if any((repo.heddle_dir / name).exists() for name in ("heddle.db", "objects")):
+                return repo
+        raise NotARepository(f"no heddle repository in {start} or above", hint="heddle init")
+
     # parts
 
     @property
@@ -155,11 +190,23 @@ class Repository:
         return self.database.object_format()
 
     @cached_property
+    def trusts_modes(self) -> bool:
+        """Whether executable bits of files mean anything here: git's ``core.fileMode``."""
+        if self.git is None:
+            return True
+        from heddle.repo import gitlink
+
+        return gitlink.trusts_modes(self.git)
+
+    @cached_property
     def store(self) -> ObjectStore:
         """Everything that never changes."""
         from heddle.objects.store import ObjectStore
 
-        return ObjectStore(self.heddle_dir / "objects", object_format=self.object_format)
+        store = ObjectStore(self.heddle_dir / "objects", object_format=self.object_format)
+        if self.provider is not None:
+            store.provide_with(lambda: _made(self.provider, self))
+        return store
 
     @property
     def config(self) -> Config:
@@ -170,12 +217,40 @@ class Repository:
 
     @cached_property
     def git(self) -> GitDir | None:
-        """The git repository it lies on, or None."""
-        if not (self.path / ".git").exists():
+        """The git repository it lies on, or None.
+
+        Raises:
+            DataError: there is a ``.git`` that is no repository.
+            NotPermitted: it is somebody else's, as git sees it.
+        """
+        if not (self.path / ".git").exists() and not (self.path / "HEAD").is_file():
             return None
         from heddle.repo import gitlink
 
-        return gitlink.find(self.path)
+        found = gitlink.find(self.path)
+        if found is not None:
+            gitlink.check_owner(found, self.environment)
+        return found
+
+    def require_worktree(self) -> None:
+        """Refuse what needs a plain working directory where there is none.
+
+        Raises:
+            DataError: the repository lies on a bare git repository.
+        """
+        if self.git is not None and self.git.bare:
+            raise DataError(
+                f"{self.path} is a bare git repository and has no working directory",
+                hint="heddle mount THREAD",
+            )
+
+    def exclude_rules(self) -> bytes:
+        """Rules of git's for the whole repository that are weaker than any ``.gitignore``."""
+        if self.git is None:
+            return b""
+        from heddle.repo import gitlink
+
+        return gitlink.exclude_rules(self.git, self.environment)
 
     @cached_property
     def shallow(self) -> frozenset[ObjectID]:
@@ -201,6 +276,17 @@ class Repository:
         for part in ("database", "store"):
             if part in self.__dict__:
                 self.__dict__[part].close()
+
+    def forget(self, object_format: str) -> None:
+        """Close everything and forget what was read, since the database was or will be replaced.
+
+        Args:
+            object_format: what the objects have, whatever the database says.
+        """
+        self.close()
+        for part in ("database", "store", "threads", "markers"):
+            self.__dict__.pop(part, None)
+        self.__dict__["object_format"] = object_format
 
     # HEAD
 
@@ -248,6 +334,17 @@ class Repository:
         """Whether an id is a commit in the object store, read from the index alone."""
         return id in self.store and self.store.kind(id) == _COMMIT
 
+    def has_state(self, id: ObjectID) -> bool:
+        """As ``is_state``, for checks: a commit whose index is damaged is there, one that is damaged itself is not."""
+        from heddle.objects.layout import REINDEX_HINT
+
+        try:
+            return self.is_state(id) and bool(self.store.get_raw(id))
+        except StorageError as error:
+            return error.hint == REINDEX_HINT
+        except KeyError:
+            return False
+
     def state(self, spec: str | ObjectID) -> State:
         """A state, by spec (str) or by id (bytes).
 
@@ -265,7 +362,10 @@ class Repository:
             raise ObjectMissing(message, hint="heddle fsck") from error
         if kind != _COMMIT:
             raise StateNotFound(f"{id.decode()} is not a state")
-        return decode(id, raw)
+        found = decode(id, raw)
+        if found.agent is None and (agent := self.database.agent_of(id)) is not None:
+            return replace(found, agent=agent)
+        return found
 
     def lookup_path(self, state: str | ObjectID, path: bytes) -> tuple[int, ObjectID]:
         """The mode and the id of what a state holds at a path; ``b""`` is its root.
@@ -424,27 +524,44 @@ class Repository:
         if packs.is_dir() and any(packs.iterdir()):
             raise StorageError(
                 f"{self.database_path} is missing, and {packs} holds objects",
-                hint="put heddle.db back from a copy before running anything else",
+                hint="put heddle.db back from a copy, or heddle fsck --repair",
             )
         return False
 
-    def _create(self, object_format: str | None) -> None:
-        """Lay out ``.heddle``; the rename of the database is the commit point."""
-        self._exists()
-        thread, state = "main", None
-        git_format = None
-        if self.git is not None:
-            from heddle.repo import gitlink
+    def _ground(self, object_format: str | None) -> _Ground:
+        """What a new repository here begins with, read from git before anything is made.
 
-            git_format = gitlink.object_format(self.git)
-            thread, state = gitlink.thread_to_start_on(self.git)
-        object_format = object_format or git_format or "sha1"
-        if git_format not in (None, object_format):
-            raise DataError(f"the git repository in {self.path} has {git_format} ids")
-        self._create_store(object_format)
+        Raises:
+            DataError, NotPermitted, StorageError: as ``init``.
+        """
+        if self.git is None:
+            return _Ground(object_format or "sha1", "main", None)
+        from heddle.repo import gitlink
+
+        found = gitlink.object_format(self.git)
+        if object_format not in (None, found):
+            raise DataError(f"the git repository in {self.path} has {found} ids")
+        gitlink.check_checkout(self.git)
+        thread, state = gitlink.thread_to_start_on(self.git)
+        if state is not None:
+            gitlink.check_commit(self.git, state, found)
+        return _Ground(found, thread, state)
+
+    def _create_whole(self, ground: _Ground, is_new: bool) -> None:
+        """Lay out ``.heddle``, or take away what was made of a new one."""
+        try:
+            self._create(ground)
+        except BaseException:
+            if is_new and not self.database_path.exists():
+                shutil.rmtree(self.heddle_dir, ignore_errors=True)
+            raise
+
+    def _create(self, ground: _Ground) -> None:
+        """Lay out ``.heddle``; the rename of the database is the commit point."""
+        self._create_store(ground.object_format)
         (self.heddle_dir / "overlays").mkdir(exist_ok=True)
         faults.reach("repository.before-database")
-        self._create_database(object_format, thread, state)
+        self._create_database(ground.object_format, ground.thread, ground.state)
 
     def _create_store(self, object_format: str) -> None:
         from heddle.objects.store import ObjectStore
@@ -459,6 +576,7 @@ class Repository:
 
             _read_objects_of(self.git, objects)
             gitlink.exclude_heddle(self.git)
+            gitlink.keep_from_git(self.git, self.heddle_dir)
         store.close()
 
     def _create_database(self, object_format: str, thread: str, state: ObjectID | None) -> None:
@@ -482,9 +600,31 @@ class Repository:
                 raise
 
 
+class _Ground(NamedTuple):
+    """What a new repository begins with: the format of its ids, and HEAD."""
+
+    object_format: str
+    thread: str
+    state: ObjectID | None
+
+
 def _read_objects_of(git: GitDir, objects: Path) -> None:
-    """Name git's objects as an alternate, relative where both move together, so that a checkout can be moved."""
-    path = str(git.objects)
+    """Name git's objects as an alternate."""
+    atomic.write_file(objects / "alternates", os.fsencode(objects_of(git, objects)) + b"\n")
+
+
+def objects_of(git: GitDir, objects: Path) -> Path:
+    """Git's objects as an alternate of ``objects`` names them: relative where both move together."""
     if git.objects.is_relative_to(git.checkout):
-        path = os.path.relpath(git.objects, objects)
-    atomic.write_file(objects / "alternates", os.fsencode(path) + b"\n")
+        return Path(os.path.relpath(git.objects, objects))
+    return git.objects
+
+
+def _made(provider: str | None, repo: Repository) -> Provider:
+    """The provider of a name, for a repository."""
+    from importlib import import_module
+
+    assert provider is not None
+    module, _, name = provider.partition(":")
+    made: Provider = getattr(import_module(module), name)(repo)
+    return made

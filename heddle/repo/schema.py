@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
-FORMAT = 1
-"""``PRAGMA user_version`` of the tables below; raised whenever an older heddle could misread them."""
+FORMAT = 2
+"""``PRAGMA user_version`` of the tables below; raised whenever an older heddle could misread them, or an overlay."""
 
 # State ids are lower-case hex text (40 or 64 digits), NULL where there is no state. Times named ``_ns`` are
 # nanoseconds since the epoch (UTC). Names of threads and markers are text as names.py allows them. Paths inside
@@ -86,6 +86,10 @@ FORMAT = 1
 #   git_head      what git's HEAD was on: a full ref name, or a commit id where it was detached
 #   head          the thread that HEAD was on
 #
+# attributions    which model made a commit that git wrote in a mount; the commit itself stays as git made it
+#   state         the commit's id
+#   provider, model, session, task  as in heddle.attribution.Agent; NULL: nobody said
+#
 # refs            refs that came from git repositories and that no thread or marker can stand for
 #   name          full name, as 'refs/remotes/origin/main'; byte for byte
 #   target        hex id, or 'ref: ' and a full name; of a marker with an annotated tag, the tag's id
@@ -122,6 +126,9 @@ CREATE TABLE git (
     id INTEGER PRIMARY KEY CHECK (id = 1), signature BLOB NOT NULL, git_head TEXT NOT NULL,
     head TEXT NOT NULL
 );
+CREATE TABLE attributions (
+    state TEXT PRIMARY KEY, provider TEXT, model TEXT, session TEXT, task TEXT
+) WITHOUT ROWID;
 CREATE TABLE refs (name BLOB PRIMARY KEY, target BLOB NOT NULL) WITHOUT ROWID;
 """
 

@@ -7,9 +7,10 @@ database, and losing them costs time only.
 Layout of a row's ``entries``, little-endian::
 
     offset  size   what
-    0       4      F, number of files and symbolic links
-    4       4      O, number of other entries (trees, links to other repositories)
-    8       36 F   of each file: st_mode (4), st_size (8), st_mtime_ns (8), st_ctime_ns (8), st_ino (8);
+    0       4      CRC-32 of the row's path, its tree and all that follows
+    4       4      F, number of files and symbolic links
+    8       4      O, number of other entries (trees, links to other repositories)
+    12      36 F   of each file: st_mode (4), st_size (8), st_mtime_ns (8), st_ctime_ns (8), st_ino (8);
                    st_mode 0: what is there was not what the tree says, or could not be trusted
     ...     4 N    git modes of the files, then of the others (N = F + O)
     ...     I N    binary ids in that order, I = 20 or 32
@@ -23,6 +24,7 @@ import struct
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
+from zlib import crc32
 
 from heddle.repo.schema import CachedDirectory
 
@@ -39,6 +41,7 @@ Entry = tuple[int, "ObjectID"]
 """Git mode and hex id."""
 
 UNKNOWN: Stat = (0, 0, 0, 0, 0)
+_CRC = struct.Struct("<I")
 _COUNTS = struct.Struct("<II")
 _STAT = struct.Struct("<IqqqQ")
 _MODE = struct.Struct("<I")
@@ -153,6 +156,18 @@ class Remembered:
         return b"".join(parts) + b"\0".join(names)
 
 
+def _crc(path: bytes, tree: bytes, coded: bytes) -> int:
+    return crc32(coded, crc32(tree, crc32(path)))
+
+
+def _checked(row: CachedDirectory) -> bytes:
+    """The part of a row behind its checksum; raises ValueError or struct.error where that is wrong."""
+    coded = row.entries[_CRC.size :]
+    if _CRC.unpack_from(row.entries)[0] != _crc(row.path, row.tree, coded):
+        raise ValueError("a row of the stat cache is damaged")
+    return coded
+
+
 class StatCache:
     """The rows of a working directory: read at once, written back where they changed."""
 
@@ -168,13 +183,15 @@ class StatCache:
         if row is None:
             return None
         try:
-            return Remembered.decode(row.tree, row.entries)
+            return Remembered.decode(row.tree, _checked(row))
         except (ValueError, struct.error):
             return None
 
     def put(self, path: bytes, directory: Remembered) -> None:
         """Remember a directory, once ``save`` is called."""
-        self._changed[path] = CachedDirectory(path, directory.tree, directory.encode())
+        coded = directory.encode()
+        checksum = _CRC.pack(_crc(path, directory.tree, coded))
+        self._changed[path] = CachedDirectory(path, directory.tree, checksum + coded)
 
     def keep_only(self, paths: Container[bytes]) -> None:
         """Forget every directory but these."""

@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from heddle import faults
 from heddle.errors import DataError, ObjectMissing, StorageError, ThreadExists, UnsavedChanges
 from heddle.repo.changes import DIRECTORY_MODE, Change, tree_changes
+from heddle.repo.directories import Blocked, Directories
 from heddle.repo.ignore import always_ignored
 from heddle.repo.reading import Hasher, NotReadable, take
 from heddle.repo.statcache import Entry, Remembered, Stat, StatCache, stat_of
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _SHOWN = 10
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_NAME = 255
 _STAYS = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOENT})
@@ -133,7 +132,7 @@ class _Move:
         for change in self._changes:
             if change.new_mode is not None:
                 _check_name(change.path)
-        with _Directories(self._repo.path) as self._directories, _errors(name):
+        with Directories(self._repo.path) as self._directories, _errors(name):
             self._check_all(name)
             with _staging(self._repo.heddle_dir / "switch") as staged:
                 self._stage(staged)
@@ -159,8 +158,10 @@ class _Move:
             if any(map(always_ignored, change.path.split(b"/"))):
                 continue
             try:
-                self._check(change, _Place(self._directories, change.path, rows, hasher))
-            except _Blocked as blocked:
+                trusts = self._repo.trusts_modes
+                place = _Place(self._directories, change.path, rows, hasher, trusts_modes=trusts)
+                self._check(change, place)
+            except Blocked as blocked:
                 self._check_blocked(change, blocked.path)
         if self._in_the_way:
             raise _refusal(name, self._in_the_way)
@@ -213,6 +214,7 @@ class _Move:
 
     def _stage(self, staged: Path) -> None:
         """Write every new file and link where nobody sees it yet."""
+        self._store.fetch(change.new_id for change, _ in self._to_write if change.new_id)
         for number, (change, _) in enumerate(self._to_write):
             _, new = _entries(change)
             if new is None or _is_directory(new):
@@ -257,7 +259,7 @@ class _Move:
             parent = self._directories.open(above)
             if parent is not None:
                 self._remove_entry(name, parent, None)
-        except (_Blocked, NotADirectoryError):
+        except (Blocked, NotADirectoryError):
             pass  # it is something else by now, which is not ours to remove
 
     def _is_in_new_tree(self, directory: bytes) -> bool:
@@ -288,14 +290,6 @@ class _Move:
             faults.reach("switch.one-written")
 
 
-class _Blocked(Exception):
-    """A directory is needed at ``path`` and something else is there."""
-
-    def __init__(self, path: bytes) -> None:
-        super().__init__(path)
-        self.path = path
-
-
 class _Place:
     """What is at a path of the working directory.
 
@@ -304,16 +298,19 @@ class _Place:
         is_directory: whether it is a directory.
 
     Raises:
-        _Blocked: something that is no directory stands on the way to it.
+        Blocked: something that is no directory stands on the way to it.
     """
 
     def __init__(
         self,
-        directories: _Directories,
+        directories: Directories,
         path: bytes,
         rows: Callable[[bytes], Remembered | None],
         hasher: Hasher,
+        *,
+        trusts_modes: bool,
     ) -> None:
+        self._trusts_modes = trusts_modes
         self._directory, _, self._name = path.rpartition(b"/")
         self._rows = rows
         self._hasher = hasher
@@ -336,7 +333,7 @@ class _Place:
             return _is_directory(entry) and self.is_directory
         if stat.S_IFMT(self.stat[0]) != stat.S_IFMT(entry[0]):
             return False
-        if git_mode(self.stat[0], entry) != entry[0]:
+        if git_mode(self.stat[0], entry, trusted=self._trusts_modes) != entry[0]:
             return False
         return self._is_remembered_as(entry) or self._blob() == entry[1]
 
@@ -356,66 +353,6 @@ class _Place:
                 return None
             self._id, self.stat = taken.id, taken.stat
         return self._id
-
-
-class _Directories:
-    """Opens directories of the working directory by their path, never through a symbolic link."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._open: list[tuple[bytes, int]] = []
-
-    def __enter__(self) -> _Directories:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-        os.close(self._root)
-
-    def close(self) -> None:
-        """Forget what is open below the root."""
-        while self._open:
-            os.close(self._open.pop()[1])
-
-    def open(self, path: bytes, *, make: bool = False) -> int | None:
-        """A directory's descriptor, valid until the next call; None when there is no such directory.
-
-        Args:
-            make: make it, and those above it, where they are missing.
-
-        Raises:
-            _Blocked: something else is there, or on the way there.
-        """
-        while self._open and not (path + b"/").startswith(self._open[-1][0] + b"/"):
-            os.close(self._open.pop()[1])
-        reached, fd = self._open[-1] if self._open else (b"", self._root)
-        for name in filter(None, path[len(reached) :].split(b"/")):
-            reached = reached + b"/" + name if reached else name
-            try:
-                fd = self._step(name, fd, make)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise _Blocked(reached) from None
-                raise
-            self._open.append((reached, fd))
-        return fd
-
-    @staticmethod
-    def _step(name: bytes, parent: int, make: bool) -> int:
-        try:
-            return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-        except FileNotFoundError:
-            if not make:
-                raise
-        os.mkdir(name, dir_fd=parent)
-        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
 
 
 def _entries(change: Change) -> tuple[Entry | None, Entry | None]:
@@ -510,5 +447,5 @@ def _errors(name: str) -> Iterator[None]:
             f"'{name}' needs an object that is not in the object store: {error.args[0]!r}",
             hint="heddle fsck",
         ) from error
-    except _Blocked as blocked:
+    except Blocked as blocked:
         raise _changed_meanwhile(blocked.path) from None

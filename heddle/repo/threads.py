@@ -81,12 +81,13 @@ class Threads:
             StateNotFound: ``state`` is no state of this repository.
         """
         valid_thread_name(name)
-        _require_state(self._repo, state)
-        if name not in self:
-            self._park_orphan(name)
-        self._repo.database.create_thread(
-            name, state, who=self._repo.who(attribution), message=message, on_head=on_head
-        )
+        with self._repo.store.hold():
+            _require_state(self._repo, state)
+            if name not in self:
+                self._park_orphan(name)
+            self._repo.database.create_thread(
+                name, state, who=self._repo.who(attribution), message=message, on_head=on_head
+            )
         return self.get(name)
 
     def rename(self, old: str, new: str, *, attribution: Attribution | None = None) -> Thread:
@@ -163,7 +164,7 @@ class Threads:
             return
         with _as_storage_errors(orphan), file_locked_nowait(orphan / "lock") as free:
             if free and name not in self:
-                _rename(orphan, self._repo.heddle_dir / "overlays" / parking_place(name))
+                move_overlay(orphan, self._repo.heddle_dir / "overlays" / parking_place(name))
 
 
 class Markers:
@@ -209,10 +210,11 @@ class Markers:
             StateNotFound: ``state`` is no state of this repository.
         """
         valid_marker_name(name)
-        _require_state(self._repo, state)
-        self._repo.database.create_marker(
-            name, state, who=self._repo.who(attribution), message=message
-        )
+        with self._repo.store.hold():
+            _require_state(self._repo, state)
+            self._repo.database.create_marker(
+                name, state, who=self._repo.who(attribution), message=message
+            )
         return self.get(name)
 
     def delete(self, name: str, *, attribution: Attribution | None = None) -> None:
@@ -234,7 +236,7 @@ def finish_overlay_moves(repo: Repository) -> None:
     for source, target in repo.database.overlay_moves():
         faults.reach("threads.before-overlay-move")
         try:
-            _rename(overlays / source, overlays / target)
+            move_overlay(overlays / source, overlays / target)
         except (FileNotFoundError, FileExistsError):
             pass  # done already, and perhaps the name is in use again
         except OSError as error:
@@ -254,7 +256,8 @@ def _as_storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"can't move or lock {path}: {error.strerror}") from error
 
 
-def _rename(source: Path, target: Path) -> None:
+def move_overlay(source: Path, target: Path) -> None:
+    """Rename an overlay's directory; durable on return."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
     faults.reach("threads.overlay-moved")

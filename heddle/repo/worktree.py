@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heddle.errors import Busy
 from heddle.repo.changes import (
+    ANOTHER_REPOSITORY,
     DIRECTORY_MODE,
     EMPTY_TREES,
     Change,
@@ -35,6 +36,8 @@ from heddle.repo.statcache import (
     Stat,
     StatCache,
     collector_paused,
+    is_settled,
+    stat_of,
 )
 
 if TYPE_CHECKING:
@@ -120,13 +123,15 @@ class Scan:
         self._store = repo.store
         self._root = os.fsencode(repo.path) + b"/"
         self._paths = normalised(paths)
-        self._rules = IgnoreRules(self._read_rules, exclude=_git_exclude(repo))
+        self._rules = IgnoreRules(self._read_rules, exclude=repo.exclude_rules())
         self._cache = StatCache(repo.database)
         self._directories: dict[bytes, Remembered] = {}
         self._stale: set[bytes] = set()
         self._todo: list[tuple[bytes, ObjectID | None]] = [(b"", tree)]
         while self._todo:
             self._directory(*self._todo.pop())
+        self._believe_git()
+        self._heed_skipped()
 
     def host(self, path: bytes) -> bytes:
         """Where a path of the working directory is."""
@@ -237,6 +242,8 @@ class Scan:
             return
         if not tracked and self._rules.is_ignored(path, is_dir):
             self.ignored += 1
+        elif is_dir and self._repo.git is not None and os.path.lexists(self.host(path) + b"/.git"):
+            self._leave_out(path, ANOTHER_REPOSITORY)
         elif is_dir:
             self._todo.append((path, None))
         elif within(path, self._paths):
@@ -287,6 +294,64 @@ class Scan:
         return read_rules(self._root + path)
 
     # What is remembered
+
+    def _believe_git(self) -> None:
+        """Take files out of those found that git knows to be what the tree says.
+
+        It saves reading them, at the first look at a checkout above all; and only git can say it of files that
+        differ from their blobs because line endings were converted or a filter was applied.
+        """
+        git = self._repo.git
+        candidates = [] if git is None or git.bare else self._comparable()
+        if git is None or not candidates:
+            return
+        from heddle.repo.gitstage import unchanged
+
+        known = unchanged(
+            git.path / "index",
+            [(each.path, each.status, bytes.fromhex(id.decode())) for each, id in candidates],
+            self._store.id_length,
+        )
+        now_ns = time.time_ns()
+        for found, id in candidates:
+            if found.path in known:
+                seen = stat_of(found.status)
+                self.verified(found.path, Taken(id, seen, is_settled(seen, now_ns)))
+        self.found = [found for found in self.found if found.path not in known]
+
+    def _heed_skipped(self) -> None:
+        """What git leaves out of the checkout (sparse, skip-worktree) is as the tree has it, whatever is there."""
+        git = self._repo.git
+        if git is None or git.bare or not (self.gone or self.found or self.empty):
+            return
+        from heddle.repo.gitstage import skipped
+
+        left_out = skipped(git.path / "index", self._store.id_length)
+        if not left_out:
+            return
+        self.found = [each for each in self.found if each.old is None or each.path not in left_out]
+        removed = []
+        for path in self.removed:
+            if left_out.lie_below(path):
+                removed += [each for each in self.gone if within(each, [path])]
+            else:
+                removed.append(path)
+        self.removed = [path for path in removed if path not in left_out]
+        self.gone = {path: old for path, old in self.gone.items() if path not in left_out}
+        self.empty = {path: old for path, old in self.empty.items() if not left_out.lie_below(path)}
+
+    def mode_of(self, st_mode: int, old: Entry | None) -> int:
+        """The mode that git gives a file here; see `git_mode`."""
+        return git_mode(st_mode, old, trusted=self._repo.trusts_modes)
+
+    def _comparable(self) -> list[tuple[Found, ObjectID]]:
+        """The files found whose mode is the tree's, so that nothing but their content may differ."""
+        return [
+            (found, found.old[1])
+            for found in self.found
+            if found.old is not None
+            and self.mode_of(found.status.st_mode, found.old) == found.old[0]
+        ]
 
     def _remembered(self, path: bytes, tree: ObjectID) -> Remembered:
         """The row of a directory; of another tree's row, what holds for this tree too."""
@@ -359,6 +424,8 @@ class _Comparison:
         self._new: dict[bytes, tuple[int, ObjectID | None] | None] = {}
 
     def changes(self) -> list[Change]:
+        old = [*self._scan.gone.values(), *(each.old for each in self._scan.found if each.old)]
+        self._store.learn_sizes(id for mode, id in old if stat.S_ISREG(mode))
         sizes = {
             self._store.size(id) for mode, id in self._scan.gone.values() if stat.S_ISREG(mode)
         }
@@ -389,7 +456,7 @@ class _Comparison:
             self._scan.not_recorded.append(NotRecorded(found.path, str(error)))
             self._new[found.path] = found.old
         else:
-            entry = git_mode(taken.stat[0], found.old), taken.id
+            entry = self._scan.mode_of(taken.stat[0], found.old), taken.id
             self._new[found.path] = entry
             if entry == found.old:
                 self._scan.verified(found.path, taken)
@@ -397,7 +464,7 @@ class _Comparison:
     def _compared(self) -> Iterator[Change]:
         gone = self._scan.gone.copy()
         for found in self._scan.found:
-            unread = git_mode(found.status.st_mode, found.old), None
+            unread = self._scan.mode_of(found.status.st_mode, found.old), None
             new = self._new.get(found.path, unread)
             old = gone.pop(found.path, found.old)
             if old != new:
@@ -410,12 +477,21 @@ class _Comparison:
             yield change_between(path, old, None)
 
 
-def git_mode(st_mode: int, old: Entry | None) -> int:
-    """The mode that git gives a file or link; an older form of the same one is kept."""
+def git_mode(st_mode: int, old: Entry | None, *, trusted: bool = True) -> int:
+    """The mode that git gives a file or link; an older form of the same one is kept.
+
+    Args:
+        st_mode: as stat(2) has it.
+        old: what the tree has.
+        trusted: whether executable bits mean anything here (git-config(1), ``core.fileMode``).
+    """
     if stat.S_ISLNK(st_mode):
         return LINK_MODE
-    if old is not None and stat.S_ISREG(old[0]) and bool(old[0] & 0o100) == bool(st_mode & 0o100):
-        return old[0]
+    old_mode = old[0] if old is not None and stat.S_ISREG(old[0]) else None
+    if not trusted:
+        return FILE_MODE if old_mode is None else old_mode
+    if old_mode is not None and bool(old_mode & 0o100) == bool(st_mode & 0o100):
+        return old_mode
     return EXECUTABLE_MODE if st_mode & 0o100 else FILE_MODE
 
 
@@ -427,12 +503,6 @@ def read_rules(host: bytes) -> bytes | None:
         return None
     with os.fdopen(fd, "rb") as file:
         return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
-
-
-def _git_exclude(repo: Repository) -> bytes:
-    if repo.git is None:
-        return b""
-    return read_rules(os.fsencode(repo.git.common / "info" / "exclude")) or b""
 
 
 def _heddle_mountpoints() -> frozenset[bytes]:

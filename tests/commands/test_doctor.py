@@ -64,7 +64,7 @@ def test_an_open_runtime_directory(heddle: Any, captured: Path) -> None:
     assert wrong(heddle)["not_permitted"].startswith("chmod 700")
 
 
-def test_a_dead_session(heddle: Any, captured: Path, tmp_path: Path) -> None:
+def test_a_dead_session(heddle: Any, captured: Path, tmp_path: Path, no_restarts: None) -> None:
     """A dead session is found, and what is advised mends it."""
     pid = heddle("mount", "agent", str(tmp_path / "place"), "--create", "--json").json["pid"]
     identity = ProcessIdentity.of(pid)
@@ -113,3 +113,31 @@ def test_expired_overlays(heddle: Any, captured: Path, tmp_path: Path) -> None:
     assert [(it["check"], it["repair"]) for it in notes] == [
         ("parked", "heddle overlay drop --expired")
     ]
+
+
+def test_a_lost_database(heddle: Any, captured: Path) -> None:
+    """Without its database a repository is still looked at, and what is advised brings it back."""
+    (captured / ".heddle" / "heddle.db").unlink()
+
+    assert "heddle fsck --repair" in wrong(heddle)["io_error"]
+    heddle("fsck", "--repair", code=None)
+    assert wrong(heddle, code=0) == {}
+
+
+def test_damaged_overlays_and_alternates(heddle: Any, captured: Path, tmp_path: Path) -> None:
+    """Marks of an overlay that are damaged, a directory of objects that is gone: one command mends both."""
+    heddle("mount", "agent", str(tmp_path / "place"), "--create")
+    (tmp_path / "place" / "a.txt").chmod(0o755)
+    heddle("unmount", "agent")
+    os.setxattr(captured / ".heddle/overlays/agent/upper/a.txt", "user.heddle.node", b"damaged")
+    (captured / ".heddle" / "objects" / "alternates").write_text("/nowhere/at/all\n")
+
+    found = wrong(heddle)
+    assert {"overlays", "missing_alternate"} == set(found)
+    assert all("heddle fsck --repair" in repair for repair in found.values())
+    heddle("fsck", "--repair", code=None)
+    assert wrong(heddle, code=0) == {}
+    notes = [
+        it["check"] for it in heddle("doctor", "--json").json["checks"] if it["level"] == "note"
+    ]
+    assert notes == ["damaged"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,48 @@ def test_a_whole_repository(heddle: Heddle, captured: Path, options: list[str]) 
     assert found["checked"]["threads"] == 1
     assert heddle("fsck", *options).text.startswith("whole: ")
     assert heddle("fsck", *options, "-q").stdout == b""
+
+
+def test_a_state_without_a_name(heddle: Heddle, captured: Path, tmp_path: Path) -> None:
+    """What a database forgot that lost its last transactions is told, with the command that names it; no damage."""
+    database = captured / ".heddle" / "heddle.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(database, tmp_path / "before")
+    made = []
+    for text in ("second", "third"):
+        (captured / "new").write_text(text)
+        made.append(heddle("capture", "-m", f"The {text}", "--json").json["state"])
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
+    shutil.copy(tmp_path / "before", database)
+    found = heddle("fsck", "--json").json
+
+    assert (found["ok"], found["problems"]) == (True, [])
+    assert [it["state"] for it in found["unnamed"]] == made[1:]
+    hint = heddle("fsck").stderr.splitlines()[-1]
+    assert "The third" in hint
+    heddle(*hint.partition("heddle ")[2].replace("NAME", "found").split())
+    assert heddle("fsck", "--json").json["unnamed"] == []
+    assert heddle("show", "found:new").stdout == b"third"
+
+
+def test_threads_at_a_lost_state(heddle: Heddle, captured: Path) -> None:
+    """A repair brings a thread at a lost state to the one before it, whoever went there first."""
+    first = heddle("log", "--json").json["states"][0]["state"]
+    (captured / "new").write_text("lost")
+    heddle("capture", "-m", "Lost")
+    heddle("thread", "create", "also")
+    newest = max(packs(captured, "pack"), key=lambda path: path.stat().st_mtime_ns)
+    newest.chmod(0o644)
+    newest.write_bytes(newest.read_bytes()[:50])
+    said = heddle("fsck", "--repair", code=None).text
+
+    assert said.count("which can't be read") >= 2 and "None" not in said
+    states = {it["name"]: it["state"] for it in heddle("thread", "list", "--json").json["threads"]}
+    assert states == {"main": first, "also": first}
+    left = heddle("fsck", "--json", code=1).json["problems"]
+    assert {it["what"].split()[0] for it in left} == {"operation"}
 
 
 def test_a_damaged_pack_is_1(heddle: Heddle, captured: Path) -> None:

@@ -52,7 +52,7 @@ def test_mounts_has_every_field(heddle: Heddle, place: Path) -> None:
 
     assert set(found) == {
         "thread", "mountpoint", "state", "pid", "since", "read_only", "dirty_files", "dirty_bytes",
-        "log",
+        "log", "doing", "reason", "crashes", "gave_up",
     }  # fmt: skip
     assert (found["thread"], found["mountpoint"]) == ("agent-1", str(place))
     assert (found["state"], found["read_only"]) == ("live", False)
@@ -137,14 +137,15 @@ def test_the_working_directory_stays_on_its_thread(
     assert not (captured / "new").exists()
 
 
-def test_a_dead_mount_says_what_to_do(heddle: Heddle, place: Path) -> None:
+def test_a_dead_mount_says_what_to_do(heddle: Heddle, place: Path, no_restarts: None) -> None:
     """After kill -9 status lists the mount, mounts calls it stale, and mount recovers it."""
     (place / "new").write_text("unsaved")
     (before,) = heddle("mounts", "--json").json["mounts"]
     os.kill(before["pid"], signal.SIGKILL)
     stale = {"thread": "agent-1", "mountpoint": str(place), "state": "stale"}
 
-    assert heddle("status", "--json").json["mounts_stale"] == [stale]
+    [listed] = heddle("status", "--json").json["mounts_stale"]
+    assert stale == {key: listed[key] for key in stale}
     assert "heddle mount agent-1" in heddle("status").text
     assert heddle("mounts", "--json").json["mounts"][0]["state"] == "stale"
     found = heddle("mount", "agent-1", str(place), "--json").json

@@ -178,3 +178,29 @@ def test_fields_are_documented(heddle: Any, edited: Path) -> None:
     dropped = heddle("overlay", "drop", "agent", "--json").json
 
     assert fields_of([listed, restored, usage, dropped]) <= _fields("heddle-overlay.1")
+
+
+def test_the_park_is_left_alone_until_somebody_drops(
+    heddle: Any, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 14 days nothing drops a parked overlay; after them only ``overlay drop --expired`` and ``gc`` do."""
+    discard(heddle, edited)
+    began = time.time_ns()
+    now = [began + KEPT_NS - 10**12]
+    monkeypatch.setattr(time, "time_ns", lambda: now[0])
+
+    def parked() -> int:
+        return len(heddle("overlay", "list", "--json").json["parked"])
+
+    assert heddle("overlay", "drop", "--expired", "--json").json["dropped"] == []
+    assert heddle("gc", "--json").json["parked_dropped"] == 0
+    assert parked() == 1
+    now[0] = began + KEPT_NS + 10**12
+    for words in (
+        *(["status"], ["mounts"], ["doctor"], ["fsck"], ["fsck", "--repair"], ["overlay", "du"]),
+        *(["thread", "create", "more"], ["thread", "delete", "more"], ["switch", "agent"]),
+    ):
+        heddle(*words)
+        assert parked() == 1, words
+    assert heddle("gc", "--json").json["parked_dropped"] == 1
+    assert parked() == 0

@@ -383,6 +383,23 @@ def test_a_database_error_is_mapped(sqlite_code: int, code: int) -> None:
     assert "what sqlite said" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EACCES, 77), (errno.EROFS, 77), (errno.EIO, 74), (errno.ENOENT, 74)]
+)
+def test_what_storage_may_not_do_is_no_damage(number: int, code: int) -> None:
+    """A storage error because of an owner, a mode or a read-only disk is 77, with its own words and hint."""
+    error = errors.StorageError("what was tried", hint="what to do")
+    error.__cause__ = OSError(number, os.strerror(number))
+    refused = errors.StorageError("what was tried", hint="what to do")
+    refused.__cause__ = sqlite3.OperationalError("readonly")
+    refused.__cause__.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY
+
+    problem, database = failures.as_heddle_error(error), failures.as_heddle_error(refused)
+
+    assert (problem.exit_code, problem.message, problem.hint) == (code, error.message, error.hint)
+    assert database.exit_code == 77
+
+
 def test_a_missing_object_is_74(heddle: Heddle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A KeyError that names an object is not a bug: the object is missing, and fsck says more."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 _CALLS = (
-    "openat,write,pwrite64,writev,lseek,fsync,fdatasync,rename,renameat,renameat2,link,linkat,"
+    "openat,close,write,pwrite64,writev,lseek,fsync,fdatasync,rename,renameat,renameat2,link,linkat,"
     "unlink,unlinkat,mkdir,mkdirat,rmdir,ftruncate,symlinkat,mknodat,mknod,utimensat,"
     "setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,fremovexattr"
 )
@@ -178,6 +178,11 @@ class Disk:
         self._files[fd] = node, 0, b"O_APPEND" in flags
         self._paths[fd] = path
         return b"O_CREAT" in flags or b"O_TRUNC" in flags
+
+    def _close(self, arguments: list[bytes], _: int) -> bool:
+        """Its number may be a duplicate's next, which no call traced here tells."""
+        self._files.pop(_opened(arguments[0])[0], None)
+        return False
 
     def _known(self, argument: bytes) -> tuple[int, Inode] | None:
         fd, path = _opened(argument)

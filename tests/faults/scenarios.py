@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import heddle
@@ -105,8 +107,9 @@ EDITS = Scenario(
         edit("rename", "other", "was"),
         edit("rename", "new", "g", exchange=True),
         edit("symlink", b"target", "s"),
-        edit("unlink", "link"),
+        edit("rename", "link", "link2"),
         edit("symlink", b"target", "link"),
+        edit("unlink", "link2"),
         edit("link", "h", "h2"),
         edit("mkfifo", "fifo"),
         edit("unlink", "fifo"),
@@ -177,6 +180,47 @@ REBASE = Scenario(
         Step("somebody else captures", _others_capture, quiet=True),
         Step("rebase", lambda w: w.overlay("agent").rebase(), command=True),
         edit("write", "a", b"and mine"),
+    ],
+)
+
+
+def _git_goes_on(world: World) -> None:
+    """A state that is nowhere seen yet, as git in the mount makes one: some of what is there, and other things."""
+    repo = world.repo
+    repo.threads.create("elsewhere", repo.threads.get("agent").state)
+    repo.switch("elsewhere")
+    (world.path / "a").write_text("edited")
+    (world.path / "b").write_text("not in the mount\n")
+    (world.path / "dir" / "x").unlink()
+    shutil.rmtree(world.path / "dir" / "sub")
+    (world.path / "dir" / "sub").write_text("a file\n")
+    (world.path / "was" / "o").write_text("not in the mount\n")
+    (world.path / "appeared").mkdir()
+    (world.path / "appeared" / "here").write_text("not in the mount\n")
+    repo.capture(message="By git")
+
+
+def _adopt(world: World) -> None:
+    there = world.repo.threads.get("elsewhere").state
+    was = world.repo.threads.get("agent").state
+    if was != there:
+        world.overlay("agent").adopt(there, thread=(was,))
+
+
+ADOPT = Scenario(
+    "git in the mount moves the base",
+    captured,
+    [
+        OPEN,
+        edit("truncate", "a", 0),
+        edit("write", "a", b"edited"),
+        edit("utime", "dir/y", 10**18),
+        edit("rename", "old", "older"),
+        edit("unlink", "c"),
+        Step("git goes on", _git_goes_on, quiet=True),
+        Step("adopt", _adopt, command=True),
+        edit("write", "b", b"afterwards"),
+        CAPTURE,
     ],
 )
 
@@ -363,14 +407,6 @@ def _fetch(world: World) -> None:
     fetching.fetch(world.repo)
 
 
-def _fetch(world: World) -> None:
-    from heddle.git import fetching, remotes
-
-    if not remotes.remotes(world.repo):
-        remotes.add(world.repo, "origin", str(world.path / "source"))
-    fetching.fetch(world.repo)
-
-
 GIT = Scenario(
     "on git",
     on_git,
@@ -396,6 +432,77 @@ EXPORT = Scenario(
 )
 
 
+def with_half_a_pack(path: Path) -> None:
+    """A repository that has the beginning of a pack from its remote, as a fetch that was killed leaves it."""
+    from heddle.git import receiving, remotes
+
+    captured(path)
+    source = path / "source"
+    _make_git(source)
+    for name in ("one", "two"):
+        (source / name).write_bytes(hashlib.shake_128(name.encode()).digest(4000))
+    _git(source, "add", ".")
+    _git(source, "commit", "-q", "-m", "Two")
+    _git(source, "config", "uploadpack.allowFilter", "true")
+    with closing(heddle.open(path)) as repo:
+        remotes.add(repo, "origin", str(source))
+        words = ["git", "-C", source, "pack-objects", "--all", "--stdout", "-q"]
+        pack = subprocess.run(words, input=b"", check=True, capture_output=True).stdout
+        receiving.place(repo, remotes.remote(repo, "origin")).write_bytes(pack[:-2000])
+
+
+def _read_fetched(world: World) -> None:
+    state = world.repo.state("origin/main")
+    assert [name for name, _, _ in world.repo.store.tree_entries(state.tree)] == [
+        b"f",
+        b"one",
+        b"two",
+    ]
+    assert world.repo.fsck(full=True).problems == []
+
+
+GOES_ON = Scenario(
+    "a fetch that goes on",
+    with_half_a_pack,
+    [
+        Step("fetch", _fetch, command=True, mixed=True),
+        Step("read", _read_fetched, quiet=True),
+    ],
+)
+
+
+def beside_lazy_source(path: Path) -> None:
+    """An empty directory, with a git repository beside it that leaves blobs out when asked to."""
+    source = path.parent / "source"
+    _make_git(source)
+    _git(source, "config", "uploadpack.allowFilter", "true")
+    path.mkdir()
+
+
+def _clone_lazily(world: World) -> None:
+    from heddle import api
+    from heddle.git.cloning import clone
+
+    source = str(world.path.parent / "source")
+    clone(api.Repository, source, world.path, environment=os.environ, lazy=True)[0].close()
+
+
+def _read_promised(world: World) -> None:
+    _mode, blob = world.repo.lookup_path("main", b"f")
+    assert world.repo.store.get_raw(blob)[1] == b"f\n"
+
+
+LAZY = Scenario(
+    "a lazy clone",
+    beside_lazy_source,
+    [
+        Step("clone", _clone_lazily, command=True, mixed=True),
+        Step("read", _read_promised, command=True),
+        Step("switch", lambda w: w.repo.switch("main"), command=True, mixed=True),
+    ],
+)
+
+
 def _write_large(world: World) -> None:
     (world.path / "large").write_bytes(b"large" * (1 << 20))
 
@@ -409,4 +516,80 @@ LARGE = Scenario(
     ],
 )
 
-ALL = [EDITS, PLAIN, REBASE, DISCARD, NAMES, INIT, INIT_ON_GIT, LARGE, GIT, EXPORT, PARK, POWER]
+
+def _with_history(path: Path) -> None:
+    captured(path)
+    repo = heddle.open(path)
+    for number in range(3):
+        (path / "a").write_text(f"content {number}\n" * 50)
+        (path / "dir" / "x").write_text(f"x {number}\n" * 50)
+        (path / "large").write_bytes(b"large" * (1 << 20))
+        repo.capture(message=f"State {number}")
+    with repo.store.writer() as writer:
+        writer.add_blob(b"nothing needs it")
+        writer.commit()
+    repo.close()
+
+
+def _write_much(world: World) -> None:
+    """More than there is, so that what was collected is written once more."""
+    (world.path / "a").write_text("".join(str(number) for number in range(20_000)))
+
+
+COLLECT = Scenario(
+    "collecting",
+    _with_history,
+    [
+        Step("collect", lambda w: w.repo.collect(), command=True),
+        Step("collect all", lambda w: w.repo.collect(before_ns=time.time_ns()), command=True),
+        Step("write", _write_much, quiet=True),
+        Step("capture", lambda w: w.repo.capture(message="After"), command=True),
+        Step("collect again", lambda w: w.repo.collect(before_ns=time.time_ns()), command=True),
+    ],
+)
+
+
+def with_large(path: Path) -> None:
+    """As `captured`, and a file that is too large to be copied for a change."""
+    captured(path)
+    repo = heddle.open(path)
+    (path / "large").write_bytes(bytes(range(1, 252)) * 20_000)
+    repo.capture(message="Large")
+    repo.threads.delete("agent")
+    repo.threads.create("agent", repo.threads.get("main").state)
+    repo.close()
+
+
+PARTS = Scenario(
+    "changes of a large file",
+    with_large,
+    [
+        OPEN,
+        edit("write", "large", b"here", offset=2 << 20),
+        edit("truncate", "large", 3 << 20),
+        edit("write", "large", b"longer", offset=4 << 20),
+        CAPTURE,
+        edit("write", "large", b"again", offset=5),
+    ],
+)
+
+
+ALL = [
+    EDITS,
+    PLAIN,
+    REBASE,
+    ADOPT,
+    DISCARD,
+    NAMES,
+    INIT,
+    INIT_ON_GIT,
+    LARGE,
+    GIT,
+    EXPORT,
+    GOES_ON,
+    LAZY,
+    PARK,
+    POWER,
+    COLLECT,
+    PARTS,
+]

@@ -11,7 +11,7 @@ import pytest
 
 from . import scenarios
 from .crash import Reference
-from .points import Site, points, sites
+from .points import ON_REAL_MOUNTS, Site, points, sites
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +52,13 @@ def _made(path: Path) -> Path:
     return path
 
 
-ON_REAL_MOUNTS = ("session.", "mount.", "unmount.", "registry.")
-"""Prefixes of points that only sessions and what starts and ends them reach: see ``test_sessions``."""
+IN_REPAIRS = ("aside.", "mend.", "rebuild.", "repair.")
+"""Prefixes of points that only a repair of something damaged reaches: see ``test_repair``."""
 
 
 @pytest.mark.parametrize(
-    "point", sorted(point for point in points() if not point.startswith(ON_REAL_MOUNTS))
+    "point",
+    sorted(point for point in points() if not point.startswith(ON_REAL_MOUNTS + IN_REPAIRS)),
 )
 def test_nothing_is_lost_at(point: str, references: list[Reference]) -> None:
     """Killed there, at each time that it is reached, a process leaves the world as before its step or as after."""
@@ -72,19 +73,45 @@ NEVER_SEEN = (
     "what it makes or removes is never looked at before a later step, which has a point, names it"
 )
 CALLER = "the step of a function that has the point"
+CLAIM = "a claim lives only as long as the process that locked it"
+OUTSIDE = "no part of a repository: a file gets its name when it is whole, and whoever is killed runs it again"
 NOT_KEPT = "in the runtime directory, or a cache: nothing that has to outlive the process"
 
 WITHOUT_POINT = {
     "atomic.fsync_directory": CALLER,
+    "git.__init__": NEVER_SEEN,
+    "git._begin": NEVER_SEEN,
+    "git._clear": NEVER_SEEN,
     "git._create": NEVER_SEEN,
     "git.write_pack": NEVER_SEEN,
+    "objects._held_by_another": CLAIM,
+    "objects._release": CLAIM,
+    "objects._take_claim": CLAIM,
+    "objects.put_damaged_aside": ONE_CALL,
+    "objects.say_failed": CLAIM,
     "git._remove_abandoned": NEVER_SEEN,
+    "git.forget_old": ONE_CALL,
+    "git.incoming": ONE_CALL,
+    "git.packs_kept": NEVER_SEEN,
+    "git.remove": ONE_CALL,
     "git._make_durable": CALLER,
     "git._log": NEVER_SEEN,
     "mount.close": NOT_KEPT,
+    "mount._opened": OUTSIDE,
+    "mount._save": NOT_KEPT,
+    "mount.directory": OUTSIDE,
+    "mount._made": OUTSIDE,
+    "mount._put": OUTSIDE,
+    "mount.__exit__": OUTSIDE,
+    "mount.link_to": OUTSIDE,
+    "mount._rename_to": OUTSIDE,
+    "mount._temporary_name": OUTSIDE,
+    "mount._touch": "nothing: what it removes is never there",
     "mount._listen": NOT_KEPT,
     "mount._raise_one": NEVER_SEEN,
     "mount.copy_up": NEVER_SEEN,
+    "mount.start_copy": NEVER_SEEN,
+    "mount._publish_file": NEVER_SEEN,
     "mount._stage_file": NEVER_SEEN,
     "mount.make_node": CALLER,
     "mount.create_symlink": CALLER,
@@ -97,7 +124,7 @@ WITHOUT_POINT = {
     "mount._fsync": ONE_CALL,
     "mount.at": NOT_KEPT,
     "mount.default_mountpoint": NOT_KEPT,
-    "mount._log_to": NOT_KEPT,
+    "mount.log_to": NOT_KEPT,
     "mount._missing_features": NOT_KEPT,
     "mount.renameat2": CALLER,
     "mount._remove_quietly": CALLER,
@@ -107,13 +134,31 @@ WITHOUT_POINT = {
     "objects.close": NEVER_SEEN,
     "objects.__init__": NEVER_SEEN,
     "objects.remove_abandoned": NEVER_SEEN,
+    "objects._make_bare": NOT_KEPT,
     "repo.set": NEVER_SEEN,
-    "repo.create": NEVER_SEEN,
+    "repo.detach": ONE_CALL,
+    "repo._new_file": NEVER_SEEN,
+    "repo._place_for": NEVER_SEEN,
+    "repo._rename_aside": CALLER,
+    "repo._make_directory": NEVER_SEEN,
+    "repo._copy": CALLER,
+    "repo._fresh": NOT_KEPT,
+    "repo._copy_with_log": NOT_KEPT,
+    "repo._read_tables": NOT_KEPT,
+    "repo._graft_first_page": NOT_KEPT,
+    "mount._mend_directories": NEVER_SEEN,
     "repo.exclude_heddle": NEVER_SEEN,
+    "repo._create_whole": NEVER_SEEN,
+    "repo.keep_from_git": NEVER_SEEN,
     "repo.init": NEVER_SEEN,
     "repo._stage": NEVER_SEEN,
+    "repo.take": NEVER_SEEN,
+    "repo._make_one": NEVER_SEEN,
+    "repo._restore": NEVER_SEEN,
+    "repo.release_dead": ONE_CALL,
     "repo._remove_entry": CALLER,
     "repo._step": NEVER_SEEN,
+    "repo._remove_oldest": NOT_KEPT,
     "repo._rename": CALLER,
     "repo._staging": NEVER_SEEN,
     "git.clone": NEVER_SEEN,

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from world import sessions_of, wait_until
+from world import processes_of, sessions_of, wait_until
 
+import heddle
 from heddle import api
 from heddle.mount import mountinfo
 
-from .points import points
+from .points import OF_SESSIONS, points
 from .scenarios import FILES
 
-_SUBREAPER = (
-    36  # PR_SET_CHILD_SUBREAPER, prctl(2): sessions become our children, so we see how they end
-)
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2): supervisors become our children
+_KILLED = 128 + signal.SIGKILL  # how a supervisor ends whose session was killed
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ class Machine:
         return self.heddle("unmount", "agent", *words, fault=fault)
 
     def reap(self) -> None:
-        """Wait for sessions that have ended; how they ended is noted."""
+        """Wait for supervisors that have ended; how their sessions ended is noted."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                if os.waitstatus_to_exitcode(status) == _KILLED:
                     self.killed.append("session")
 
     def wait_for_death(self) -> None:
@@ -96,7 +96,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(repo: api.Repository, tmp_path: Path, children: None) -> Iterator[Machine]:
+def machine(
+    repo: api.Repository, tmp_path: Path, children: None, no_restarts: None
+) -> Iterator[Machine]:
     for name, text in FILES.items():
         (repo.path / name).parent.mkdir(exist_ok=True)
         (repo.path / name).write_text(text)
@@ -104,7 +106,7 @@ def machine(repo: api.Repository, tmp_path: Path, children: None) -> Iterator[Ma
     repo.threads.create("agent", repo.threads.get("main").state)
     machine = Machine(repo, tmp_path / "place", tmp_path)
     yield machine
-    wait_until(lambda: (machine.reap() or sessions_of(tmp_path)) == [], "sessions to end")
+    wait_until(lambda: not (machine.reap() or processes_of(tmp_path)), "sessions to end")
 
 
 def work(place: Path) -> None:
@@ -244,6 +246,8 @@ CASES = [
 def test_nothing_is_lost(machine: Machine, case: Case) -> None:
     """Whoever is killed, at whatever point: the work is there, and going on needs one command."""
     case.scenario(machine, case.point)
+    if case.who == "session":
+        machine.wait_for_death()
     assert case.who in machine.killed, f"{case.point} did not kill the {case.who}: {machine.said}"
 
     assert machine.mount() == 0, machine.said
@@ -263,6 +267,23 @@ def leftovers(machine: Machine) -> list[str]:
     """What is left in the runtime directory besides locks, which are empty and stay."""
     names = os.listdir(machine.repo.runtime.path)
     return [name for name in names if not name.endswith(".lock") and name != "mounts"]
+
+
+@pytest.mark.parametrize(
+    "point", ["mount.before-start", "session.mounted", "session.registered", "mount.started"]
+)
+def test_mount_create_can_be_repeated(machine: Machine, point: str) -> None:
+    """``mount --create`` that was killed after it had made the thread can be run again as it was; once used, not."""
+    words = ("mount", "new", str(machine.place), "--create")
+    assert machine.heddle(*words, fault=point) != 0
+    machine.reap()
+    assert machine.killed and "new" in machine.repo.threads, point
+
+    assert machine.heddle(*words) == 0, machine.said
+    (machine.place / "note").write_text("precious")
+    assert machine.heddle(*words) == 65
+    assert machine.heddle("unmount", "new") == 0, machine.said
+    assert machine.heddle(*words) == 65
 
 
 PROGRAMS: dict[str, Callable[[Path], Any]] = {
@@ -300,16 +321,124 @@ def test_killed_under_a_program(machine: Machine, point: str) -> None:
     assert machine.unmount() == 0
 
 
+# on git
+
+
+@pytest.fixture
+def git_machine(
+    tmp_path: Path, nothing_left: None, children: None, no_restarts: None
+) -> Iterator[Machine]:
+    """The same on a git checkout."""
+    path = tmp_path / "repo"
+    for name, text in FILES.items():
+        (path / name).parent.mkdir(exist_ok=True, parents=True)
+        (path / name).write_text(text)
+    git(path, "init", "-q", "-b", "main")
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "First")
+    git(path, "config", "extensions.worktreeConfig", "true")
+    repo = heddle.init(path)
+    repo.config.set("git.fsmonitor_files", "1")
+    repo.threads.create("agent", repo.threads.get("main").state)
+    machine = Machine(repo, tmp_path / "place", tmp_path)
+    yield machine
+    wait_until(lambda: not (machine.reap() or processes_of(tmp_path)), "sessions to end")
+
+
+def git(where: Path, *words: str, check: bool = True) -> str:
+    me = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    done = subprocess.run(["git", *me, "-C", where, *words], capture_output=True, text=True)
+    assert not check or done.returncode == 0, done
+    return done.stdout.strip()
+
+
+def a_first_mount(machine: Machine, point: str) -> None:
+    assert machine.mount(fault=point) != 0
+
+
+def a_second_mount(machine: Machine, point: str) -> None:
+    assert machine.mount() == 0
+    git(machine.place, "rm", "-q", "--cached", "a")
+    assert machine.unmount() == 0
+    assert machine.mount(fault=point) != 0
+
+
+def a_mount_elsewhere(machine: Machine, point: str) -> None:
+    assert machine.mount() == 0
+    git(machine.place, "rm", "-q", "--cached", "a")
+    assert machine.unmount() == 0
+    machine.place = machine.directory / "elsewhere"
+    assert machine.mount(fault=point) != 0
+
+
+def a_first_look(machine: Machine, point: str) -> None:
+    assert machine.mount(fault=point) == 0
+    git(machine.place, "status", check=False)
+
+
+def an_unmount_after_use(machine: Machine, point: str) -> None:
+    assert machine.mount(fault=point) == 0
+    git(machine.place, "rm", "-q", "--cached", "a")
+    machine.unmount()
+
+
+def a_commit_is_adopted(machine: Machine, point: str) -> None:
+    assert machine.mount(fault=point) == 0
+    git(machine.place, "commit", "-q", "--allow-empty", "-m", "By git")
+    machine.heddle("status")
+
+
+def a_stand_in_is_followed(machine: Machine, point: str) -> None:
+    """The thread's branch is checked out elsewhere, so HEAD stands for it; the command dies."""
+    git(machine.repo.path, "branch", "agent")
+    git(machine.repo.path, "worktree", "add", "-q", "../elsewhere", "agent")
+    assert machine.mount() == 0
+    git(machine.place, "commit", "-q", "--allow-empty", "-m", "By git")
+    assert machine.heddle("status", fault=point) == -signal.SIGKILL
+
+
+GIT_CASES = [
+    Case(a_first_mount, "linked.made", "session"),
+    Case(a_first_look, "linked.before-settings", "session"),
+    Case(a_second_mount, "linked.before-restore", "session"),
+    Case(a_first_look, "gitindex.before-link", "session"),
+    Case(a_mount_elsewhere, "gitindex.before-relocation", "session"),
+    Case(a_first_look, "keptindex.before-rename", "session"),
+    Case(an_unmount_after_use, "linked.before-aside", "session"),
+    Case(an_unmount_after_use, "linked.before-removal", "session"),
+    Case(a_commit_is_adopted, "overlay.before-adopt", "session"),
+    Case(a_stand_in_is_followed, "linked.before-agreed", "status"),
+]
+
+
+@pytest.mark.parametrize("case", GIT_CASES, ids=lambda it: f"{it.scenario.__name__}-{it.point}")
+def test_git_goes_on(git_machine: Machine, case: Case) -> None:
+    """Killed while git's things of a mount come, change or go: git works in the next one, and an unmount clears up."""
+    machine = git_machine
+    case.scenario(machine, case.point)
+    if case.who == "session":
+        machine.wait_for_death()
+    assert case.who in machine.killed, f"{case.point} did not kill the {case.who}: {machine.said}"
+
+    assert machine.mount() == 0, machine.said
+    repo = heddle.open(machine.place)
+    assert repo.git_problems.keys() <= {"agent"}
+    head = git(machine.place, "rev-parse", "HEAD")
+    assert repo.threads.get("agent").state == head.encode() == repo.status().state
+    assert repo.status().changes == []
+    staged = git(machine.place, "diff", "--cached", "--name-only").split()
+    assert staged in ([], ["a"])
+    git(machine.place, "reset", "-q")
+    assert git(machine.place, "status", "--porcelain") == ""
+    assert git(machine.place, "fsck", "--strict", "--no-dangling") == ""
+    assert machine.unmount() == 0, machine.said
+    assert not list((machine.repo.path / ".git" / "worktrees").glob("heddle-*"))
+
+
 def test_every_point_of_a_session_is_tried() -> None:
     """The points of sessions, of mounting and of unmounting in the source are those tried here."""
-    ours = {
-        point
-        for point in points()
-        if point.partition(".")[0] in ("session", "mount", "unmount", "registry")
-    }
+    ours = {point for point in points() if point.startswith(OF_SESSIONS)}
 
     assert ours == {
-        case.point
-        for case in CASES
-        if case.point.partition(".")[0] in ("session", "mount", "unmount", "registry")
+        case.point for case in [*CASES, *GIT_CASES] if case.point.startswith(OF_SESSIONS)
     }

@@ -202,7 +202,9 @@ class Life:
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_every_byte_that_was_closed_is_somewhere(tmp_path: Path, acts: list[Act]) -> None:
+def test_every_byte_that_was_closed_is_somewhere(
+    tmp_path: Path, no_restarts: None, acts: list[Act]
+) -> None:
     """Random verbs over three threads and the working directory: all that was closed can be got back."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
         life = Life(Path(directory))

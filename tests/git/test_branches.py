@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import heddle
-from heddle import api
+from heddle import api, faults
 from heddle.errors import DataError
 from heddle.git.branches import Action, Diverged, decide, follow
+from heddle.git.export import export
+from heddle.git.fetching import fetch
 from heddle.repo.database import Branch, Thread
 
 from .conftest import Git, commit_file, run_git, state
@@ -374,6 +376,42 @@ def test_a_capture_on_a_diverged_thread_is_refused(diverged: api.Repository, git
     assert before != kept == state(repo, "main")
 
 
+def test_a_problem_is_said_until_it_is_solved(repo: api.Repository, git: Git) -> None:
+    """A branch that never had anything in common with its thread is told of by every command, not by the first."""
+    repo.threads.create("side", repo.resolve("main"))
+    git("update-ref", "refs/heads/side", git("commit-tree", "-m", "Apart", "main^{tree}"))
+    heddle.open(repo.path)
+
+    again = heddle.open(repo.path)
+
+    assert isinstance(again.git_problems["side"], Diverged)
+    git("update-ref", "refs/heads/side", "main")
+    assert heddle.open(repo.path).git_problems == {}
+
+
+def test_a_detached_head_that_goes_on_while_a_branch_is_moved(
+    repo: api.Repository, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git's HEAD went after it was read is followed by the next command."""
+    git("branch", "side")
+    git("switch", "-q", "--detach", "main")
+    repo = heddle.open(repo.path)
+    _advance(repo, "side")
+
+    def meanwhile(point: str) -> None:
+        if point == "branches.before-ref":
+            git("switch", "-q", "--detach", "main~1")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(faults, "reach", meanwhile)
+        repo.follow_git()
+    assert state(repo, "side") == git("rev-parse", "side")
+
+    again = heddle.open(repo.path)
+
+    assert state(again, again.head) == git("rev-parse", "HEAD") == git("rev-parse", "main~1")
+
+
 def test_renaming_the_thread_keeps_both(diverged: api.Repository, git: Git) -> None:
     """The first way out: the thread goes on under another name and the branch is a thread again."""
     mine = state(diverged, "side")
@@ -531,3 +569,41 @@ def test_a_crash_is_finished_by_the_next_command(
     assert again.git_problems == {}
     assert state(again, "main") == git("rev-parse", "main")
     run_git(repo.path, "fsck", "--strict")
+
+
+@pytest.mark.parametrize("how", ["capture", "fetch", "export"])
+def test_a_repack_in_the_middle(
+    repo: api.Repository, git: Git, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What git is given stays, though it repacks everything just before a ref leads to it."""
+    points = {
+        "capture": "branches.before-ref",
+        "fetch": "fetching.before-names",
+        "export": "export.before-ref",
+    }
+    target = tmp_path / "out.git" if how == "export" else repo.path / ".git"
+    seen = []
+
+    def repack(point: str) -> None:
+        if point == points[how]:
+            seen.append(list((target / "objects/pack").glob("*.keep")))
+            git("repack", "-a", "-d", "-q", at=target)
+            git("prune", "--expire=now", at=target)
+
+    (repo.path / "new").write_text("new\n")
+    if how == "fetch":
+        git("clone", "-q", repo.path, tmp_path / "theirs")
+        theirs = commit_file(tmp_path / "theirs", "theirs", "theirs\n")
+        git("remote", "add", "origin", tmp_path / "theirs")
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "reach", repack)
+        if how == "capture":
+            repo.capture(message="New")
+        elif how == "fetch":
+            assert fetch(repo).refs[0].new == theirs.encode()
+        else:
+            export(repo, ["main"], to=target)
+
+    assert seen and seen[0]
+    assert git("fsck", "--strict", "--connectivity-only", at=target) == ""
+    assert not list((target / "objects/pack").glob("*.keep"))

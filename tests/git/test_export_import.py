@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -362,3 +363,22 @@ def test_a_damaged_repository_changes_nothing(
 
     assert caught.value.exit_code == 74
     assert [(each.name, state(repo, each.name)) for each in repo.threads] == [("main", "")]
+
+
+def test_an_export_from_a_checkout_has_every_ref(checkout: Path, git: Git, tmp_path: Path) -> None:
+    """Tags, notes, remote branches and whatever else git has is exported with what heddle has, with the same ids."""
+    git("tag", "light")
+    git("tag", "-a", "-m", "Noted", "noted")
+    git("notes", "add", "-m", "A note")
+    git("update-ref", "refs/remotes/origin/main", "HEAD~1")
+    git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/main")
+    (checkout / "a.txt").write_text("stashed\n")
+    git("stash", "-q")
+    with closing(heddle.init(checkout)) as repo:
+        repo.threads.create("mine", repo.resolve("main"))
+        export(repo, [], to=tmp_path / "out.git")
+
+    here = refs(checkout) | {"refs/heads/mine": git("rev-parse", "main")}
+    assert {"refs/tags/noted", "refs/notes/commits", "refs/stash"} < here.keys()
+    assert refs(tmp_path / "out.git") == here
+    assert git("fsck", "--strict", at=tmp_path / "out.git") == ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from world import wait_until
 
 import heddle
 from heddle import api
@@ -21,15 +25,30 @@ from heddle.errors import (
     UnsavedChanges,
     UsageError,
 )
-from heddle.git import remotes
+from heddle.git import receiving, remotes
 from heddle.git.branches import Diverged
 from heddle.git.cloning import clone
 from heddle.git.fetching import fetch, pull, tracked
-from heddle.git.pushing import PushRejected, push
+from heddle.git.pushing import PushRejected, _in_its_words, push
 from heddle.git.transport import RemoteFailed, RemoteNotFound, RemoteUnreachable
+from heddle.objects.incoming import ObjectTooLarge
 
 from .conftest import Git, commit_file, refs, run_git, state
-from .servers import bare_copy, cut_off, git_daemon, http_server
+from .servers import (
+    WAYS,
+    Middle,
+    bare_copy,
+    certificate,
+    cut_off,
+    fake_server,
+    git_daemon,
+    http_server,
+    in_between,
+    made_pack,
+    pack_entry,
+    served_over,
+    sshd,
+)
 
 Address = Callable[[str], str]
 
@@ -46,19 +65,11 @@ def bare(checkout: Path, git: Git, tmp_path: Path) -> Path:
     return bare_copy(checkout, tmp_path / "served" / "project.git")
 
 
-@pytest.fixture(params=["path", "file", "git", "http"])
+@pytest.fixture(params=WAYS)
 def url(request: pytest.FixtureRequest, bare: Path) -> Iterator[str]:
     """The address of ``bare`` over each way that needs nothing but stock git."""
-    if request.param == "path":
-        yield str(bare)
-    elif request.param == "file":
-        yield f"file://{bare}"
-    elif request.param == "git":
-        with git_daemon(bare.parent) as address:
-            yield f"{address}/project.git"
-    else:
-        with http_server(bare.parent) as address:
-            yield f"{address}/project.git"
+    with served_over(request.param, bare) as address:
+        yield address
 
 
 def cloned(url: str, path: Path) -> api.Repository:
@@ -139,6 +150,58 @@ def test_ssh_is_spoken_through_the_ssh_command(
     assert new == run_git(bare, "rev-parse", "main")
 
 
+def test_ssh_is_gits(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a real sshd with its own keys: clone, lazy clone, push, by each way that git has to name the program."""
+    with sshd(tmp_path / "sshd") as (host, command):
+        run_git(bare, "config", "uploadpack.allowFilter", "true")
+        url = f"ssh://{getpass.getuser()}@{host}{bare}"
+        with pytest.raises(HeddleError):
+            cloned(url, tmp_path / "refused")
+
+        monkeypatch.setenv("GIT_SSH_COMMAND", command)
+        repo = cloned(url, tmp_path / "mine")
+        new = capture(repo, "f", "1")
+        push(repo)
+
+        assert new == run_git(bare, "rev-parse", "main")
+
+        monkeypatch.delenv("GIT_SSH_COMMAND")
+        (tmp_path / "home" / ".gitconfig").write_text(f"[core]\n\tsshCommand = {command}\n")
+        lazy = clone(api.Repository, url, tmp_path / "lazy", environment=os.environ, lazy=True)[0]
+
+        assert lazy.store.promises
+        assert lazy.store.get_raw(lazy.lookup_path("main", b"f")[1])[1] == b"1"
+
+
+def test_https_with_a_certificate_of_ones_own(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused until git's configuration or environment names it; then credentials work as over http."""
+    tls = certificate(tmp_path)
+    with http_server(bare.parent, password="secret", tls=tls) as address:
+        store = tmp_path / "home" / ".git-credentials"
+        store.write_text(address.replace("https://", "https://ann:secret@") + "\n")
+        helper = "[credential]\n\thelper = store\n"
+        configuration = tmp_path / "home" / ".gitconfig"
+        configuration.write_text(helper)
+        with pytest.raises(NotPermitted, match="certificate") as caught:
+            cloned(f"{address}/project.git", tmp_path / "refused")
+
+        assert caught.value.exit_code == 77
+        assert not (tmp_path / "refused").exists()
+
+        configuration.write_text(f"{helper}[http]\n\tsslCAInfo = {tls[0]}\n")
+        repo = cloned(f"{address}/project.git", tmp_path / "mine")
+        new = capture(repo, "f", "1")
+        push(repo)
+
+        assert new == run_git(bare, "rev-parse", "main")
+
+        configuration.write_text(helper)
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(tls[0]))
+        cloned(f"{address}/project.git", tmp_path / "by-environment")
+
+
 # in a repository on git
 
 
@@ -209,22 +272,72 @@ def test_a_push_that_would_lose_commits_is_refused(
     assert ours == run_git(bare, "rev-parse", "main")
 
 
-def test_a_hook_that_rejects_is_heard(mine: api.Repository, bare: Path) -> None:
-    """A push that the server's hook refuses: why, exit code 65, and nothing moved on either side."""
-    hook = bare / "hooks" / "update"
+def _hook(bare: Path, name: str, text: str) -> None:
+    hook = bare / "hooks" / name
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.write_text(f"#!/bin/sh\n{text}\n")
     hook.chmod(0o755)
+
+
+@pytest.mark.parametrize("hook", ["update", "pre-receive"])
+def test_a_hook_that_rejects_is_heard(mine: api.Repository, bare: Path, hook: str) -> None:
+    """A push that the server's hook refuses: why, in the hook's words; exit code 65; nothing moved on either side."""
+    _hook(bare, hook, "echo no tabs in here >&2; exit 1")
     before = refs(bare)
     capture(mine, "f", "1")
     known = tracked(mine, "origin", "main")
 
-    with pytest.raises(PushRejected, match="hook declined") as caught:
+    with pytest.raises(PushRejected, match=r"hook declined.*no tabs in here") as caught:
         push(mine)
 
     assert caught.value.exit_code == 65
+    assert "%" not in caught.value.message
     assert before == refs(bare)
     assert known == tracked(mine, "origin", "main")
+
+
+def test_a_protected_branch_is_not_forced(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
+    """A server that allows no rewriting refuses also ``--force``, and nothing has moved."""
+    run_git(bare, "config", "receive.denyNonFastForwards", "true")
+    theirs = others_push(bare, tmp_path)
+    capture(mine, "f", "1")
+
+    with pytest.raises(PushRejected, match="non-fast-forward"):
+        push(mine, force=True)
+
+    assert theirs == run_git(bare, "rev-parse", "main")
+
+
+def test_what_was_not_refused_has_moved(mine: api.Repository, bare: Path) -> None:
+    """Of two branches the server takes one: that one is remembered as moved, the other not, and is named."""
+    _hook(bare, "update", 'test "$1" != refs/heads/main')
+    new = capture(mine, "f", "1")
+    mine.threads.create("side", mine.resolve("main"))
+    before = run_git(bare, "rev-parse", "main")
+
+    with pytest.raises(PushRejected, match="refs/heads/main") as caught:
+        push(mine, "origin", ["main", "side"])
+
+    assert "took refs/heads/side" in caught.value.message
+    assert "counting" not in caught.value.message
+    assert (before, new) == (run_git(bare, "rev-parse", "main"), run_git(bare, "rev-parse", "side"))
+    assert before == mine.resolve("origin/main").decode()
+    assert new == mine.resolve("origin/side").decode()
+
+
+def test_somebody_was_faster(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
+    """A branch that moves between the look at it and the push is refused by the server; theirs stays."""
+    _hook(
+        bare,
+        "pre-receive",
+        f"env -u GIT_QUARANTINE_PATH git -C {bare} update-ref refs/heads/main refs/heads/topic",
+    )
+    capture(mine, "f", "1")
+
+    with pytest.raises(PushRejected):
+        push(mine)
+
+    assert run_git(bare, "rev-parse", "topic") == run_git(bare, "rev-parse", "main")
 
 
 def test_a_checked_out_branch_refuses_as_git_does(checkout: Path, tmp_path: Path, git: Git) -> None:
@@ -274,6 +387,98 @@ def test_clone_needs_an_empty_place(bare: Path, tmp_path: Path) -> None:
         cloned(str(bare), tmp_path / "mine")
 
     assert os.listdir(tmp_path / "mine") == ["f"]
+
+
+@pytest.mark.parametrize("on_git", [False, True])
+def test_a_branch_in_the_place_of_another(
+    bare: Path, checkout: Path, tmp_path: Path, on_git: bool
+) -> None:
+    """Where the server has x/y instead of x, and x again, the one that it has no more makes room."""
+    if on_git:
+        run_git(tmp_path, "clone", "-q", bare, "mine")
+        heddle.init(tmp_path / "mine").close()
+        repo = heddle.open(tmp_path / "mine")
+    else:
+        repo = cloned(str(bare), tmp_path / "mine")
+    made = run_git(checkout, "rev-parse", "main")
+    before = "topic"
+    for now in ("topic/inner", "topic", "topic/inner/most"):
+        run_git(bare, "branch", "-D", before)
+        run_git(bare, "branch", now, made)
+        done = fetch(repo)
+        assert done.pruned == (f"refs/remotes/origin/{before}",)
+        assert tracked(repo, "origin", now) == made.encode()
+        assert tracked(repo, "origin", before) is None
+        with pytest.raises(DataError, match="has no branch"):
+            pull(repo, thread=before)
+        before = now
+    if on_git:
+        assert run_git(tmp_path / "mine", "fsck", "--strict") == ""
+    repo.close()
+
+
+def test_fetches_at_once(bare: Path, tmp_path: Path, nothing_left: None) -> None:
+    """Of fetches that bring the same new tags none fails."""
+    for number in range(30):
+        run_git(bare, "tag", f"t{number}")
+    mine = heddle.init(tmp_path / "mine")
+    remotes.add(mine, "origin", str(bare))
+    mine.close()
+    command = [sys.executable, "-m", "heddle", "fetch", "-q"]
+    every = [
+        subprocess.Popen(command, cwd=tmp_path / "mine", stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [(each.communicate()[1], each.returncode) for each in every] == [("", 0)] * 3
+    with closing(heddle.open(tmp_path / "mine")) as repo:
+        assert {f"t{number}" for number in range(30)} <= {it.name for it in repo.markers}
+        assert repo.fsck(full=True).problems == []
+
+
+def test_a_detached_server(bare: Path, tmp_path: Path) -> None:
+    """A clone of a repository whose HEAD is on no branch is on the branch that is there."""
+    run_git(bare, "update-ref", "--no-deref", "HEAD", "topic")
+
+    with closing(cloned(str(bare), tmp_path / "mine")) as repo:
+        assert repo.head == "topic"
+
+
+def test_two_clones_to_one_place(bare: Path, tmp_path: Path, nothing_left: None) -> None:
+    """Of two clones that are begun at once one makes the repository; the other is refused and takes nothing away."""
+    place = tmp_path / "place"
+    command = [sys.executable, "-m", "heddle", "clone", str(bare), str(place)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {each.communicate()[1].split("\n")[0]: each.returncode for each in both}
+
+    assert sorted(said.values())[0] == 0 and set(said.values()) <= {0, 73, 75}, said
+    with closing(heddle.open(place)) as repo:
+        assert repo.resolve("main").decode() == run_git(bare, "rev-parse", "main")
+        assert not repo.status().changes and not repo.fsck().problems
+    assert not (place / ".heddle" / "cloning").exists()
+
+
+def test_a_clone_that_goes_on_takes_nothing_away(
+    bare: Path, tmp_path: Path, nothing_left: None
+) -> None:
+    """What a killed clone had made, and what was done there since, stays when going on fails, or is asked otherwise."""
+    place = tmp_path / "place"
+    command = [sys.executable, "-m", "heddle", "clone", str(bare), str(place)]
+    killed = subprocess.run(command, env={**os.environ, "HEDDLE_FAULT": "cloning.named"})
+    assert killed.returncode == -9
+    with closing(heddle.open(place)) as repo:
+        repo.environment = dict(os.environ)
+        repo.switch("main")
+        mine_now = capture(repo, "mine", "my work\n")
+    bare.rename(bare.with_name("away"))
+    with pytest.raises(RemoteNotFound):
+        cloned(str(bare), place)
+    bare.with_name("away").rename(bare)
+    with pytest.raises(CannotCreate, match="another way"):
+        clone(api.Repository, str(bare), place, environment=os.environ, lazy=True)
+
+    with closing(cloned(str(bare), place)) as repo:
+        assert repo.resolve("main").decode() == mine_now
+        assert (place / "mine").read_text() == "my work\n"
 
 
 def test_cloning_nothing(tmp_path: Path, nothing_left: None) -> None:
@@ -414,22 +619,305 @@ def test_a_server_that_lost_an_object(mine: api.Repository, bare: Path, tmp_path
     assert before == _names(mine)
 
 
+def _fetch_from_fake(repo: api.Repository, name: str, *args: object, **options: object) -> None:
+    with fake_server(*args, **options) as address:  # type: ignore[arg-type]
+        if name not in [each.name for each in remotes.remotes(repo)]:
+            remotes.add(repo, name, address)
+        else:
+            remotes.remove(repo, name)
+            remotes.add(repo, name, address)
+        fetch(repo, name)
+
+
+def _packed(bare: Path, *objects: str) -> bytes:
+    """A pack of just these objects of a repository."""
+    done = subprocess.run(
+        ["git", "-C", str(bare), "pack-objects", "--stdout", "-q"],
+        input="".join(f"{each}\n" for each in objects).encode(),
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout
+
+
+MAIN = b"refs/heads/main"
+
+
+@pytest.mark.parametrize("left_out", ["", ":", ":theirs.txt"])
 def test_a_pack_that_does_not_hold_everything(
-    mine: api.Repository, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mine: api.Repository, bare: Path, tmp_path: Path, left_out: str
 ) -> None:
-    """A server that names a commit and sends it without its tree: refused before any name moves."""
-    others_push(bare, tmp_path)
+    """A server that sends a commit without its tree, or without a file, or another commit: nothing of it is kept.
+
+    So the same is refused a second time, too: what came before does not count as complete.
+    """
+    commit = others_push(bare, tmp_path)
+    parts = [commit, f"{commit}:", f"{commit}:theirs.txt"]
+    sent = [run_git(bare, "rev-parse", each) for each in parts if each != commit + left_out]
+    before, stored = _names(mine), set(mine.store.iter_ids())
+    for _ in range(2):
+        with pytest.raises(HeddleError) as caught:
+            _fetch_from_fake(mine, "fake", {MAIN: commit.encode()}, _packed(bare, *sent))
+
+        assert caught.value.exit_code == 74
+        assert before == _names(mine)
+        assert stored == set(mine.store.iter_ids())
+
+
+def test_a_thin_pack_without_its_base(mine: api.Repository) -> None:
+    """A delta against an object that is nowhere: an I/O error that names it."""
+    delta = pack_entry(7, b"\5\5\x05hello", base=b"\x11" * 20)
+
+    with pytest.raises(HeddleError, match="11" * 20) as caught:
+        _fetch_from_fake(mine, "fake", {MAIN: b"22" * 20}, made_pack(delta))
+
+    assert caught.value.exit_code == 74
+
+
+def _flipped(pack: bytes) -> bytes:
+    return pack[:40] + bytes((pack[40] ^ 1,)) + pack[41:]
+
+
+BAD_PACKS = {
+    "no pack": b"nothing of the kind" * 10,
+    "cut off": made_pack(pack_entry(3, b"content"))[:-25],
+    "empty": b"PACK",
+    "flipped": _flipped(made_pack(pack_entry(3, os.urandom(100)))),
+    "a wrong count": made_pack(pack_entry(3, b"content"), count=2),
+    "too long": made_pack(pack_entry(3, b"content")) + b"more",
+    "an unknown type": made_pack(pack_entry(5, b"content")),
+    "longer than said": made_pack(pack_entry(3, b"content", size=3)),
+    "shorter than said": made_pack(pack_entry(3, b"content", size=9)),
+    "a delta to nowhere": made_pack(pack_entry(6, b"\5\5\x05hello", base=b"\x7f")),
+    "a length without end": made_pack(b"\xff" * 400),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PACKS)
+def test_a_pack_that_is_none(mine: api.Repository, kind: str) -> None:
+    """Whatever a server sends instead of a pack is an I/O error, and nothing is kept."""
+    stored = set(mine.store.iter_ids())
+
+    with pytest.raises(HeddleError) as caught:
+        _fetch_from_fake(mine, "fake", {MAIN: b"22" * 20}, BAD_PACKS[kind])
+
+    assert caught.value.exit_code == 74
+    assert stored == set(mine.store.iter_ids())
+    assert not list(mine.heddle_dir.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("type_num", [2, 3])
+def test_an_object_over_the_limit(mine: api.Repository, type_num: int) -> None:
+    """Its length is enough to refuse it: no memory and no disk is taken for what it only claims."""
+    mine.config.set("fetch.max_object_size", "1m")
+    for size in (2 << 20, 1 << 45):
+        with pytest.raises(ObjectTooLarge, match=str(size)) as caught:
+            pack = made_pack(pack_entry(type_num, b"little", size=size))
+            _fetch_from_fake(mine, "fake", {MAIN: b"22" * 20}, pack)
+
+        assert caught.value.exit_code == 65
+
+
+def test_a_delta_over_the_limit(mine: api.Repository) -> None:
+    """A few bytes of delta that make a long object are refused by the length that they make."""
+    mine.config.set("fetch.max_object_size", "1m")
+    base = pack_entry(3, b"base")
+    delta = b"\x04\x80\x80\x80\x80\x01"
+
+    with pytest.raises(ObjectTooLarge):
+        distance = bytes((len(base),))
+        pack = made_pack(base, pack_entry(6, delta, base=distance))
+        _fetch_from_fake(mine, "fake", {MAIN: b"22" * 20}, pack)
+
+
+@pytest.mark.parametrize(
+    "ref", [b"refs/heads/../../config", b"refs/heads/a..b", b"refs/tags/.lock"]
+)
+def test_refs_that_are_no_names(mine: api.Repository, bare: Path, ref: bytes) -> None:
+    """A server whose refs can't be refs is refused as a whole."""
     before = _names(mine)
+    commit = run_git(bare, "rev-parse", "main").encode()
 
-    def take(self: object, pack: object) -> int:
-        return 0
-
-    monkeypatch.setattr("heddle.git.fetching._Target.take", take)
-    with pytest.raises(HeddleError, match="is in no pack") as caught:
-        fetch(mine)
+    with pytest.raises(RemoteFailed, match="can't be one") as caught:
+        _fetch_from_fake(mine, "fake", {MAIN: commit, ref: commit})
 
     assert caught.value.exit_code == 74
     assert before == _names(mine)
+
+
+@pytest.mark.parametrize("after", [0, 2, 5, 8])
+def test_a_server_that_falls_silent(
+    mine: api.Repository, bare: Path, tmp_path: Path, after: int
+) -> None:
+    """Wherever it says no more, it counts as away after the configured time: exit code 69, try again."""
+    mine.config.set("fetch.timeout", "0.3")
+    commit = others_push(bare, tmp_path)
+    started = time.monotonic()
+
+    with pytest.raises(RemoteUnreachable) as caught:
+        _fetch_from_fake(
+            mine, "fake", {MAIN: commit.encode()}, _packed(bare, commit) * 20, silent_after=after
+        )
+
+    assert (caught.value.exit_code, caught.value.retry) == (69, True)
+    assert time.monotonic() - started < 20
+
+
+def test_a_silent_web_server(mine: api.Repository) -> None:
+    """The time holds over HTTP too."""
+    mine.config.set("fetch.timeout", "0.3")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        remotes.add(mine, "silent", f"http://127.0.0.1:{server.getsockname()[1]}/x.git")
+
+        with pytest.raises(RemoteUnreachable):
+            fetch(mine, "silent")
+
+
+def test_a_silent_program(mine: api.Repository) -> None:
+    """And over ssh; the program is ended."""
+    mine.config.set("fetch.timeout", "0.3")
+    mine.environment = {**os.environ, "GIT_SSH_COMMAND": "exec sleep 1234.5 #"}
+    remotes.add(mine, "silent", "ssh://example.org/x.git")
+
+    with pytest.raises(RemoteUnreachable):
+        fetch(mine, "silent")
+
+    assert b"1234.5" not in subprocess.check_output(["ps", "-eo", "args"])
+
+
+def test_a_large_object_passes_in_pieces(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
+    """A blob that is stored in frames arrives whole, from a pack that was larger than what is kept in memory."""
+    other = tmp_path / "other"
+    run_git(tmp_path, "clone", "-q", bare, other)
+    content = os.urandom(20 << 20)
+    (other / "large").write_bytes(content)
+    run_git(other, "add", "large")
+    run_git(other, "commit", "-q", "-m", "Large")
+    run_git(other, "push", "-q")
+
+    fetch(mine)
+    _mode, blob = mine.lookup_path("origin/main", b"large")
+
+    assert mine.store.is_chunked(blob)
+    assert content == b"".join(mine.store.iter_blob(blob))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A bare repository with forty files of 20 kB that compress to nothing less."""
+    (tmp_path / "large").mkdir()
+    run_git(tmp_path / "large", "init", "-q", "-b", "main")
+    for number in range(40):
+        (tmp_path / "large" / f"f{number:02}").write_bytes(os.urandom(20_000))
+    run_git(tmp_path / "large", "add", ".")
+    run_git(tmp_path / "large", "commit", "-q", "-m", "Forty")
+    (tmp_path / "served").mkdir(exist_ok=True)
+    bare = bare_copy(tmp_path / "large", tmp_path / "served" / "large.git")
+    run_git(bare, "config", "uploadpack.allowFilter", "true")
+    return bare
+
+
+@pytest.fixture
+def middle(large: Path) -> Iterator[Middle]:
+    with git_daemon(large.parent) as daemon, in_between(daemon) as made:
+        yield made
+
+
+def whole(repo: api.Repository, bare: Path) -> bool:
+    """Whether all that a server has is here, and nothing of a pack is left over."""
+    assert repo.fsck(full=True).problems == []
+    assert repo.resolve("origin/main").decode() == run_git(bare, "rev-parse", "main")
+    assert not list((repo.heddle_dir / "objects").glob("*incoming*"))
+    return True
+
+
+# Of what git sends in one packet, 64 KiB at most, nothing is had before it is whole; five files are more than one.
+@pytest.mark.parametrize("limits", [[400_000], [300_000, 10_000, 85_000]])
+def test_a_clone_goes_on_when_the_server_hangs_up(
+    middle: Middle, large: Path, tmp_path: Path, limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before the server hung up is not sent again, as often as that happens, if it brought anything new."""
+    monkeypatch.setattr(receiving, "PORTION", 5)
+    middle.limits = list(limits)
+    repo = cloned(f"{middle.address}/large.git", tmp_path / "clone")
+
+    assert whole(repo, large)
+    assert middle.limits == []
+    assert 40 * 20_000 < middle.passed < 40 * 20_000 + 130_000 * len(limits)
+    repo.close()
+
+
+def test_a_server_that_leaves_nothing_out_sends_all_again(
+    middle: Middle, large: Path, tmp_path: Path
+) -> None:
+    """A server that knows no filters is asked for everything again, as long as that brings anything new."""
+    run_git(large, "config", "uploadpack.allowFilter", "false")
+    middle.limits = [400_000]
+    repo = cloned(f"{middle.address}/large.git", tmp_path / "clone")
+
+    assert whole(repo, large)
+    assert middle.passed > 40 * 20_000 + 400_000
+    repo.close()
+    middle.limits = [400_000] * 9
+    with pytest.raises(RemoteFailed):
+        cloned(f"{middle.address}/large.git", tmp_path / "other")
+    assert len(middle.limits) > 3 and not (tmp_path / "other").exists()
+
+
+def test_a_server_that_gives_no_single_objects(middle: Middle, large: Path, tmp_path: Path) -> None:
+    """One that leaves files out but does not give them by their ids sends everything again."""
+    middle.asks = {b"version=2": b"version=0"}
+    middle.limits = [400_000]
+    repo = cloned(f"{middle.address}/large.git", tmp_path / "clone")
+
+    assert whole(repo, large)
+    repo.close()
+
+
+def test_a_fetch_goes_on_later(
+    mine: api.Repository, middle: Middle, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that failed for good has kept what came, without any name; the next one asks for the rest alone."""
+    monkeypatch.setattr(receiving, "PORTION", 5)
+    remotes.remove(mine, "origin")
+    remotes.add(mine, "origin", f"{middle.address}/large.git")
+    before = _names(mine)
+    middle.limits = [400_000, 10]
+    with pytest.raises(RemoteFailed):
+        fetch(mine)
+
+    assert before == _names(mine)
+    assert [path.stat().st_size for path in (mine.heddle_dir / "objects").glob("incoming-*")] == [8]
+
+    middle.passed = 0
+    assert 2 < fetch(mine).objects < 42
+    assert middle.passed < 600_000
+    assert whole(mine, large)
+
+
+def test_a_killed_fetch_goes_on(mine: api.Repository, middle: Middle, large: Path) -> None:
+    """Of a fetch that is killed in the middle of a pack the next one keeps the files that came."""
+    remotes.remove(mine, "origin")
+    remotes.add(mine, "origin", f"{middle.address}/large.git")
+    before = _names(mine)
+    middle.stops_after = 400_000
+    command = [sys.executable, "-m", "heddle", "fetch"]
+    with subprocess.Popen(command, cwd=mine.path, stderr=subprocess.DEVNULL) as fetching:
+        objects = mine.heddle_dir / "objects"
+        wait_until(
+            lambda: any(path.stat().st_size > 300_000 for path in objects.glob("incoming-*")),
+            "the first part of the pack",
+        )
+        fetching.kill()
+    middle.go_on.set()
+    middle.stops_after = 0
+
+    assert before == _names(mine)
+
+    middle.passed = 0
+    assert 2 < fetch(mine).objects < 42
+    assert middle.passed < 600_000
+    assert whole(mine, large)
 
 
 def test_killed_before_the_names_move(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
@@ -447,3 +935,63 @@ def test_killed_before_the_names_move(mine: api.Repository, bare: Path, tmp_path
     fetch(mine)
 
     assert theirs == mine.resolve("origin/main").decode()
+
+
+# what others made, and where it is
+
+
+def test_a_relative_address(checkout: Path, tmp_path: Path) -> None:
+    """An address that is a relative path begins at the repository, wherever the command is run."""
+    repo = heddle.init(tmp_path / "mine")
+    remotes.add(repo, "origin", "../work")
+
+    assert fetch(repo).objects > 0
+    assert tracked(repo, "origin", "main") == run_git(checkout, "rev-parse", "main").encode()
+
+
+def test_a_tag_that_is_no_text(checkout: Path, tmp_path: Path) -> None:
+    """A tag whose name is not UTF-8 keeps nobody from cloning and fetching; it is a ref like any other."""
+    (checkout / ".git/refs/tags").mkdir(exist_ok=True)
+    made = run_git(checkout, "rev-parse", "main")
+    first, _ = clone(api.Repository, str(checkout), tmp_path / "first", environment=os.environ)
+    Path(os.fsdecode(os.fsencode(checkout) + b"/.git/refs/tags/t\xff")).write_text(f"{made}\n")
+    second, _ = clone(api.Repository, str(checkout), tmp_path / "second", environment=os.environ)
+    fetch(first)
+
+    for repo in (first, second):
+        assert repo.database.refs()[b"refs/tags/t\xff"] == made.encode()
+        repo.close()
+
+
+def test_a_clone_has_the_server_s_ids(tmp_path: Path) -> None:
+    """A repository of SHA-256 ids is cloned as one."""
+    run_git(tmp_path, "init", "-q", "-b", "main", "--object-format=sha256", "long")
+    made = commit_file(tmp_path / "long", "a", "1")
+    repo, _ = clone(
+        api.Repository, str(tmp_path / "long"), tmp_path / "mine", environment=os.environ
+    )
+
+    assert (repo.object_format, state(repo, "main")) == ("sha256", made)
+    assert (tmp_path / "mine/a").read_text() == "1"
+    assert repo.fsck(full=True).problems == []
+    repo.close()
+
+
+@pytest.mark.parametrize("url", ["foo://host/x", "git://127.0.0.1:99999/x", "http://[::1/x"])
+def test_what_is_no_address(tmp_path: Path, url: str) -> None:
+    """An address that nobody can reach, ever, is refused at once, and nothing is made."""
+    with pytest.raises(UsageError):
+        clone(api.Repository, url, tmp_path / "mine", environment=os.environ)
+
+    assert not (tmp_path / "mine").exists()
+
+
+def test_progress_is_no_reason() -> None:
+    """What a server counts while it takes a pack is left out of the words in which it refuses it."""
+    said = [
+        b"Resolving deltas: 100% (7/7)\rUnpacking objects:  50% ",
+        b"(1/2)\nno tabs ",
+        b"in here\n",
+    ]
+
+    assert _in_its_words(said) == " (no tabs in here)"

@@ -300,7 +300,7 @@ def test_attribution_is_the_capturing_commands(
 
 
 def test_defaults_of_a_mount_survive_its_session(
-    repo: api.Repository, mounted: Any, tmp_path: Path
+    repo: api.Repository, mounted: Any, no_restarts: None
 ) -> None:
     """A dead session's mount still knows who was said to work there."""
     import signal

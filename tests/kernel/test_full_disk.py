@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -92,6 +93,71 @@ def test_a_program_is_told_that_the_disk_is_full(
     assert captured(repo, "agent-1", b"after") == b"z" * 1_000_000
     assert changes(where) == []
     assert_whole(cli)
+
+
+def leave(disk: Path, size: int) -> Path:
+    """Take the space on the disk but for so many bytes; returns the file that holds it."""
+    filler = fill(disk)
+    os.truncate(filler, filler.stat().st_size - size)
+    return filler
+
+
+def put(path: Path, content: bytes, at: int) -> int:
+    """Write and fsync; returns the errno of what failed, or 0."""
+    try:
+        with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
+            file.seek(at)
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("size", "free"), [(100_000, 61_440), (900_000, 4096), (5_000_000, 102_400)]
+)
+def test_a_disk_that_takes_only_a_part(
+    repo: api.Repository, mounted: Any, disk: Path, cli: Any, size: int, free: int
+) -> None:
+    """A change for which the disk has some room and not enough is an error, and loses nothing of what was captured."""
+    subprocess.run(["mount", "-o", "remount,size=24m", disk], check=True)
+    content = os.urandom(size)
+    (repo.path / "f").write_bytes(content)
+    cli("capture", "-m", "f")
+    (repo.path / "f").unlink()
+    where = mounted("agent-1").mountpoint
+    filler = leave(disk, free)
+
+    assert put(where / "f", b"X", 10) == errno.ENOSPC
+    assert put(where / "new", os.urandom(150_000), 0) == errno.ENOSPC
+
+    filler.unlink()
+    (where / "new").unlink(missing_ok=True)
+    cli("unmount", "agent-1")
+    where = mounted("agent-1").mountpoint
+    found = (where / "f").read_bytes()
+    assert found[:10] + found[11:] == content[:10] + content[11:]
+    assert put(where / "f", b"Y", 10) == 0
+    cli("capture", "-m", "after", cwd=where)
+    assert captured(repo, "agent-1", b"f") == content[:10] + b"Y" + content[11:]
+
+
+def test_a_limit_of_the_shell_is_not_the_mounts(
+    repo: api.Repository, mounted: Any, tmp_path: Path
+) -> None:
+    """A session that was started where files may not grow (ulimit -f) cuts nobody's files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        where = mounted("agent-1").mountpoint
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert put(where / "new", bytes(range(256)) * 10_000, 0) == 0
+    assert (where / "new").read_bytes() == bytes(range(256)) * 10_000
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["mounted", "unmounted"])

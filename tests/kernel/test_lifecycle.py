@@ -82,13 +82,17 @@ def test_unmount_returns_when_the_session_is_over(
 
 
 def test_session_is_nobodys_child(mounted: Any) -> None:
-    """The session outlives the command: it is adopted by init and has a session id of its own."""
+    """Session and supervisor outlive the command: init has adopted them, and they keep no directory busy."""
     pid = mounted("agent-1").pid
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    supervisor = parent_of(pid)
 
-    assert int(fields[1]) == 1
-    assert os.getsid(pid) != os.getsid(0)
-    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert (parent_of(supervisor), parent_of(pid)) == (1, supervisor)
+    assert os.getsid(0) not in (os.getsid(pid), os.getsid(supervisor))
+    assert {"/"} == {os.readlink(f"/proc/{it}/cwd") for it in (pid, supervisor)}
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_session_holds_no_descriptor_of_the_command(repo: api.Repository, tmp_path: Path) -> None:

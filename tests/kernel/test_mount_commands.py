@@ -61,6 +61,10 @@ def test_the_fields_of_mount_mounts_and_unmount(
         "dirty_files": 1,
         "dirty_bytes": 3,
         "log": done["log"],
+        "doing": None,
+        "reason": None,
+        "crashes": [],
+        "gave_up": False,
     }
     assert ended == {
         "unmounted": [
@@ -78,7 +82,7 @@ def test_the_fields_of_mount_mounts_and_unmount(
     }
 
 
-def test_a_recovered_mount_says_what_it_found(cli: Any, tmp_path: Path) -> None:
+def test_a_recovered_mount_says_what_it_found(cli: Any, tmp_path: Path, no_restarts: None) -> None:
     """After kill -9, mount gives the number of files and bytes that were unsaved."""
     done = cli("mount", "agent-1", "--create", "--json").json
     (Path(done["mountpoint"]) / "f").write_text("123")
@@ -244,7 +248,7 @@ def test_mounts_outside_a_repository(cli: Any, tmp_path: Path) -> None:
     assert str(tmp_path / "place") in [it["mountpoint"] for it in listed]
 
 
-def test_mounts_for_people(cli: Any, tmp_path: Path) -> None:
+def test_mounts_for_people(cli: Any, tmp_path: Path, no_restarts: None) -> None:
     """The text says state, thread, place and what is unsaved; a dead mount comes with advice."""
     done = cli("mount", "agent-1", tmp_path / "place", "--create", "--json").json
     (tmp_path / "place" / "f").write_text("x")
@@ -270,3 +274,98 @@ def test_unmount_with_a_last_capture(cli: Any, repo: api.Repository, tmp_path: P
     [ended] = cli("unmount", "agent-1", "--discard", "--json").json["unmounted"]
     assert (ended["discarded"], ended["dirty"]) == ({"files": 1, "bytes": 2}, None)
     assert list(Path(ended["kept_in"]).rglob("g"))
+
+
+def test_all_is_all_of_this_runtime_directory(cli: Any, tmp_path: Path) -> None:
+    """Outside a repository, ``unmount --all`` ends what was mounted with the same runtime directory, and no other."""
+    place = tmp_path / "place"
+    cli("mount", "agent-1", place, "--create")
+    (tmp_path / "other").mkdir(mode=0o700)
+    other = cli("unmount", "--all", "--json", cwd=tmp_path, XDG_RUNTIME_DIR=f"{tmp_path}/other")
+
+    assert (other.json["unmounted"], is_mounted(place)) == ([], True)
+    assert len(cli("unmount", "--all", "--json", cwd=tmp_path).json["unmounted"]) == 1
+
+
+def test_a_locale_of_another_encoding(repo: api.Repository, tmp_path: Path, cli: Any) -> None:
+    """A mount whose place is not ASCII is seen, and ends, whatever encoding the locale of a command has."""
+    place = tmp_path / "b\u00e4"
+    other = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    cli("mount", "agent-1", place, "--create")
+    (place / "f").touch()
+
+    [seen] = cli("mounts", "--json", **other).json["mounts"]
+    assert (seen["state"], seen["mountpoint"]) == ("live", str(place))
+    [ended] = cli("unmount", "agent-1", "--json", **other).json["unmounted"]
+    assert (ended["was"], ended["method"]) == ("live", "unmounted")
+    cli("mount", "agent-1", place, **other)
+    assert cli("mounts", "--json").json["mounts"][0]["state"] == "live"
+    assert (place / "f").exists()
+
+
+def test_two_threads_at_one_place(repo: api.Repository, tmp_path: Path, cli: Any) -> None:
+    """Of two threads that are mounted at one place at once one is there, and the other is refused."""
+    place = tmp_path / "place"
+    for name in ("x1", "x2"):
+        repo.threads.create(name, repo.threads.get("main").state)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "heddle", "mount", name, str(place)],
+            cwd=repo.path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ("x1", "x2")
+    ]
+    codes = sorted(each.wait(60) for each in started)
+
+    assert codes == [0, 65]
+    assert len(repo.mounts()) == 1
+    repo.unmount(force=True)
+
+
+def test_a_read_only_mount_is_no_other_s(repo: api.Repository, tmp_path: Path, cli: Any) -> None:
+    """A place where a thread is mounted to be written is not what was asked for read-only, nor the other way round."""
+    cli("capture", "-m", "First", "--allow-empty")
+    cli("mount", "agent-1", tmp_path / "a", "--create")
+    cli("mount", "main", tmp_path / "b", "--read-only")
+
+    error = cli("mount", "agent-1", tmp_path / "a", "--read-only", "--json", code=65).error
+    assert error["kind"] == "mountpoint_unusable"
+    assert cli("mount", "main", tmp_path / "b", "--json", code=65).error
+    assert cli("mount", "agent-1", tmp_path / "a", "--json").json["already_mounted"]
+    assert cli("mount", "main", tmp_path / "b", "--read-only", "--json").json["already_mounted"]
+
+
+def test_a_repository_in_a_mount(repo: api.Repository, tmp_path: Path, cli: Any) -> None:
+    """Every command in a mount is about what is mounted, so no other repository is made there."""
+    place = tmp_path / "place"
+    cli("mount", "agent-1", place, "--create")
+    (place / "sub").mkdir()
+
+    assert cli("init", "--json", cwd=place / "sub", code=65).error["kind"] == "refused"
+    assert cli("clone", repo.path, "other", cwd=place / "sub", code=65)
+    assert os.listdir(place / "sub") == []
+
+
+def test_a_marker_is_mounted_read_only(repo: api.Repository, cli: Any) -> None:
+    """Who mounts a marker without saying how is told."""
+    cli("capture", "-m", "First", "--allow-empty")
+    cli("marker", "create", "v1")
+
+    assert cli("mount", "v1", code=65).stderr.splitlines()[1] == "hint: heddle mount v1 --read-only"
+
+
+def test_a_mount_of_another_name_space(repo: api.Repository, tmp_path: Path, cli: Any) -> None:
+    """What is mounted where nobody here sees it is not mounted here; an unmount ends it all the same."""
+    place = tmp_path / "place"
+    command = ["unshare", "--mount", sys.executable, "-m", "heddle", "mount", "agent-1", str(place)]
+    subprocess.run([*command, "--create"], cwd=repo.path, check=True, stdout=subprocess.DEVNULL)
+    assert not is_mounted(place)
+
+    assert "name space" in cli("mount", "agent-1", place, "--json", code=65).error["message"]
+    cli("unmount", "agent-1")
+    assert sessions_of(tmp_path) == []
+    assert cli("mounts", "--json").json["mounts"] == []
+    cli("mount", "agent-1", place)
+    assert is_mounted(place)

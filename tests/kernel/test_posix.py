@@ -765,3 +765,51 @@ def test_a_time_that_nobody_set_is_kept_too(
     assert before == found()
     where = remount()
     assert before == found()
+
+
+@pytest.mark.parametrize("change", ["renamed", "touched", "linked"])
+def test_a_captured_link_keeps_its_inode_number(where: Path, remount: Remount, change: str) -> None:
+    """A captured symlink that is renamed, touched or linked has its inode number still, also when mounted again."""
+    before, name = os.lstat(where / "link").st_ino, "link"
+    if change == "renamed":
+        name = "moved"
+        (where / "link").rename(where / name)
+    elif change == "touched":
+        os.utime(where / "link", ns=(1, 2), follow_symlinks=False)
+    else:
+        os.link(where / "link", where / "second", follow_symlinks=False)
+
+    for _ in range(3):
+        assert os.lstat(where / name).st_ino == before
+        where = remount()
+    assert change != "linked" or os.lstat(where / "second").st_ino == before
+
+
+def test_links_and_fifos_in_the_place_of_removed_ones(where: Path, remount: Remount) -> None:
+    """A symlink or fifo whose real number was that of a removed one that is still held has one of its own, to stay."""
+    held = []
+    for number in range(40):
+        old, new = where / f"old{number}", where / f"new{number}"
+        old.symlink_to("x" * 100)
+        held.append(os.open(old, os.O_PATH | os.O_NOFOLLOW))
+        old.unlink()
+        new.symlink_to("y" * 100) if number % 2 else os.mkfifo(new)
+
+    def found() -> list[int]:
+        return [os.lstat(where / f"new{number}").st_ino for number in range(40)]
+
+    before = found()
+    assert len(set(before) | {os.fstat(fd).st_ino for fd in held}) == 80
+    for fd in held:
+        os.close(fd)
+    where = remount()
+    assert found() == before
+
+
+def test_the_number_of_a_removed_link_is_forgotten(repo: api.Repository, where: Path) -> None:
+    """What was noted of a symlink goes with its last name."""
+    (where / "link").rename(where / "moved")
+    noted = repo.heddle_dir / "overlays" / "agent-1" / "numbers"
+    assert len(list(noted.iterdir())) == 1
+    (where / "moved").unlink()
+    assert list(noted.iterdir()) == []

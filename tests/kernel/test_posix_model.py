@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hypothesis import note
+from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from mount.model import EXAMPLES, MountModel, run_model
-from mount.places import Path as Names
-from mount.places import Plain, Seen
+from mount.places import Plain
 
 import heddle
 from heddle import api
@@ -109,19 +108,12 @@ class KernelModel(MountModel):
     def open_thread(self) -> MountedThread:
         return MountedThread(self.top / "repo")
 
-    def stable(self, seen: dict[Names, Seen]) -> dict[Names, Seen]:
-        """The kernel learns by and by that a directory was copied up, which moves its ctime alone."""
-        return {
-            path: one._replace(ctime_ns=0) if stat.S_ISDIR(one.mode) else one
-            for path, one in seen.items()
-        }
-
-    @rule()
-    def crash(self) -> None:
+    @rule(look=st.booleans())
+    def crash(self, look: bool) -> None:
         """The session is killed when every file is closed: nothing is missing afterwards."""
-        self.close_all()
         assert isinstance(self.thread, MountedThread)
-        self.thread.crash()
+        with self.nothing_shows(look):
+            self.thread.crash()
 
 
 def test_a_mount_behaves_as_a_plain_directory(tmp_path: Path) -> None:

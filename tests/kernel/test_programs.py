@@ -1,4 +1,4 @@
-"""Programs that people run all day, run in a mount: git, make and a compiler, sqlite, tar, rsync, python -m venv."""
+"""Programs that people run all day, run in a mount: git, make, npm, sqlite, tar, rsync, python -m venv."""
 
 from __future__ import annotations
 
@@ -92,6 +92,36 @@ def test_git_sees_the_id_that_the_capture_has(repo: api.Repository, mounted: Any
     assert repo.capture(message="m", thread="agent-1").state.tree == tree.encode()
 
 
+def test_the_index_of_git_stays_valid(repo: api.Repository, mounted: Any) -> None:
+    """After a capture, a remount and a second capture git finds every file by its stat as the index has it."""
+    where = mounted("agent-1").mountpoint
+    git = ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
+    (where / "src").mkdir()
+    for number in range(20):
+        (where / "src" / f"{number}.txt").write_text(f"line {number}\n" * number)
+    repo.capture(message="before git", thread="agent-1")
+    (where / "src" / "0.txt").write_text("changed\n")
+    (where / "new").write_text("new\n")
+    run(where, *git, "init", "-q")
+    run(where, *git, "add", "-A")
+    run(where, *git, "commit", "-q", "-m", "all")
+
+    def stale() -> str:
+        """What git would have to read again: diff-files, unlike status, refreshes nothing."""
+        return run(where, *git, "diff-files", "--name-only")
+
+    assert stale() == ""
+    repo.capture(message="all", thread="agent-1")
+    assert stale() == ""
+    repo.unmount("agent-1")
+    where = mounted("agent-1").mountpoint
+    assert stale() == ""
+    (where / "new").write_text("newer\n")
+    assert stale() == "new\n"
+    repo.capture(message="newer", thread="agent-1")
+    assert stale() == "new\n"
+
+
 # make and a compiler
 
 MAKEFILE = """\
@@ -167,6 +197,65 @@ def test_make_after_a_capture_between_two_steps(repo: api.Repository, mounted: A
     run(where, "make", "-q", code=1)
     run(where, "make", "-s")
     run(where, "make", "-q")
+
+
+def test_links_that_take_the_place_of_files(repo: api.Repository, mounted: Any) -> None:
+    """As build tools do it, link(2) to a new name and rename(2) over the old one: the new file is under both names."""
+    where = mounted("agent-1").mountpoint
+    (where / "deps").mkdir()
+    (where / "app").write_text("captured")
+    repo.capture(message="m", thread="agent-1")
+    for again in range(3):
+        made = where / "deps" / f"app-{again}"
+        made.write_text(f"build {again}")
+        os.link(made, where / "app.new")
+        os.rename(where / "app.new", where / "app")
+        os.link(where / "app", where / "app.new")
+        os.rename(
+            where / "app.new", where / "app"
+        )  # two names of one file: nothing happens, both stay
+        (where / "app.new").unlink()
+        assert made.stat().st_ino == (where / "app").stat().st_ino
+        assert (where / "app").stat().st_nlink == 2
+        repo.capture(message=f"build {again}", thread="agent-1")
+
+    repo.unmount("agent-1")
+    where = mounted("agent-1").mountpoint
+    twin = where / "deps" / "app-2"
+    assert (where / "app").read_text() == twin.read_text() == "build 2"
+    assert (twin.stat().st_ino, twin.stat().st_nlink) == ((where / "app").stat().st_ino, 2)
+    assert (where / "deps" / "app-1").stat().st_nlink == 1
+    with open(where / "app", "a") as file:
+        file.write("!")
+    assert twin.read_text() == "build 2!"
+    assert changed(where) == [b"app", b"deps/app-2"]
+
+
+def test_npm_installs_a_package_of_ones_own(repo: api.Repository, mounted: Any) -> None:
+    """npm packs a package, installs it without a network and runs it, and has nothing to do after a remount."""
+    where = mounted("agent-1").mountpoint
+    (where / "tool").mkdir()
+    (where / "tool" / "package.json").write_text(
+        '{"name": "tool", "version": "1.0.0", "bin": {"tool": "run.js"}, "main": "run.js"}'
+    )
+    (where / "tool" / "run.js").write_text(
+        "#!/usr/bin/env node\nconsole.log('ran ' + __filename)\n"
+    )
+    run(where, "npm", "pack", "./tool")
+    (where / "project").mkdir()
+    (where / "project" / "package.json").write_text('{"name": "p", "version": "1.0.0"}')
+    (where / ".gitignore").write_text("node_modules/\n")
+    npm = ["npm", "install", "--offline", "--no-audit", "--no-fund"]
+    run(where / "project", *npm, "../tool-1.0.0.tgz")
+    expected = f"ran {where}/project/node_modules/tool/run.js\n"
+
+    assert run(where / "project", "node_modules/.bin/tool") == expected
+    repo.capture(message="m", thread="agent-1")
+    repo.unmount("agent-1")
+    where = mounted("agent-1").mountpoint
+    assert run(where / "project", "node_modules/.bin/tool") == expected
+    assert "up to date" in run(where / "project", *npm)
+    assert changed(where) == []
 
 
 # sqlite

@@ -1,6 +1,6 @@
 """Sessions that died, hang, or disagree with what is written down: seen for what they are, cleaned up, recovered.
 
-Nothing unsaved is dropped by any of it.
+Nothing unsaved is dropped by any of it. Nobody starts a crashed session again here; that is ``test_restart``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import sessions_of, wait_until
+from world import processes_of, sessions_of, wait_until
 
 import heddle
 from heddle import api
 from heddle.errors import Busy
 from heddle.mount import control, ending, mountinfo, mountpoint
 from heddle.mount.process import ProcessIdentity
+
+pytestmark = pytest.mark.usefixtures("no_restarts")
 
 
 def is_mounted(path: Path) -> bool:
@@ -446,8 +448,10 @@ def test_unmount_of_a_stuck_session_needs_force(
 
     [end] = repo.unmount("agent-1", force=True).unmounted
     assert (end.was, end.method) == ("hung", "detached")
-    assert sessions_of(tmp_path) == []
+    assert hung.pid not in sessions_of(tmp_path)
     assert end.dirty is not None and end.dirty.files == 1
+    # its supervisor began another one before it saw that nobody wants it
+    wait_until(lambda: processes_of(tmp_path) == {}, "all processes to end")
 
 
 def test_mount_recovers_from_a_stuck_session(
@@ -518,6 +522,68 @@ def test_a_detached_session_is_stopped(repo: api.Repository, mounted: Any, tmp_p
     assert (end.was, end.method) == ("stale", "stopped")
     assert sessions_of(tmp_path) == []
     assert not done.mountpoint.exists()
+
+
+def test_a_mount_that_another_name_space_keeps(
+    repo: api.Repository, mounted: Any, tmp_path: Path
+) -> None:
+    """Unmounted here while a copy of the mount is in another mount name space: the session ends all the same."""
+    done = mounted("agent-1", tmp_path / "place")
+    (done.mountpoint / "note").write_text("saved")
+    keeper = subprocess.Popen(["unshare", "--mount", "sleep", "1000"])
+    try:
+        ours = os.readlink("/proc/self/ns/mnt")
+        wait_until(lambda: os.readlink(f"/proc/{keeper.pid}/ns/mnt") != ours, "the name space")
+        [end] = repo.unmount("agent-1").unmounted
+        assert sessions_of(tmp_path) == []
+    finally:
+        keeper.kill()
+        keeper.wait()
+
+    assert (end.method, end.dirty) == ("unmounted", (1, 5))
+    assert not done.mountpoint.exists()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_directory_above_was_renamed(
+    repo: api.Repository, mounted: Any, tmp_path: Path, alive: bool
+) -> None:
+    """A mount that is elsewhere since a directory above it was renamed is the same session, live or dead."""
+    (tmp_path / "above").mkdir()
+    repo.config.set("mount.restarts", "0")
+    done = mounted("agent-1", tmp_path / "above" / "place")
+    (done.mountpoint / "note").write_text("saved")
+    if not alive:
+        kill(done)
+    (tmp_path / "above").rename(tmp_path / "renamed")
+    place = tmp_path / "renamed" / "place"
+
+    [seen] = repo.mounts()
+    assert (seen.mountpoint, seen.state) == (place, "live" if alive else "stale")
+    if alive:
+        assert heddle.open(place).status().changes
+        assert repo.capture(thread="agent-1", message="Moved").state.message == "Moved\n"
+        assert mounted("agent-1", place).already_mounted
+    [ended] = repo.unmount("agent-1").unmounted
+    assert (ended.mountpoint, ended.was) == (place, "live" if alive else "stale")
+    assert repo.mounts() == []
+    wait_until(lambda: sessions_of(tmp_path) == [], "the session to end")
+
+
+def test_a_bind_mount_of_a_mount(repo: api.Repository, mounted: Any, tmp_path: Path) -> None:
+    """A copy of a mount that somebody made elsewhere is theirs: no session, and not taken away."""
+    done = mounted("agent-1", tmp_path / "place")
+    (tmp_path / "copy").mkdir()
+    subprocess.run(["mount", "--bind", done.mountpoint, tmp_path / "copy"], check=True)
+    try:
+        assert [it.mountpoint for it in repo.mounts()] == [done.mountpoint]
+        [ended] = repo.unmount("agent-1").unmounted
+        assert ended.was == "live"
+        assert os.path.ismount(tmp_path / "copy") or sessions_of(tmp_path) == []
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "copy"], check=False)
+    wait_until(lambda: sessions_of(tmp_path) == [], "the session to end")
+    assert mounted("agent-1", tmp_path / "place").already_mounted is False
 
 
 def test_a_mountpoint_whose_directory_was_removed(

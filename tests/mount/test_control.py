@@ -108,7 +108,7 @@ def test_every_error_class_crosses() -> None:
     """Each kind of error comes out of its record as the class it went in as."""
     todo: list[type[HeddleError]] = [HeddleError]
     for cls in todo:
-        todo += cls.__subclasses__()
+        todo += [each for each in cls.__subclasses__() if each.__module__.startswith("heddle.")]
         again = control.error_from(control.error_record(cls("m", hint="h")))
         assert (again.kind, again.exit_code, again.retry) == (cls.kind, cls.exit_code, cls.retry)
         assert type(again).kind == cls.kind
@@ -376,7 +376,7 @@ def test_a_pending_request_is_answered_later(serve: Serve) -> None:
 
     with control.pending(serve(handle), "end") as result:
         go.set()
-        assert result() == {"dirty": None}
+        assert result(lambda part: None) == {"dirty": None}
 
 
 def test_a_pending_request_is_taken_back(serve: Serve) -> None:

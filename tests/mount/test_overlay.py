@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path as HostPath
 import pytest
 
 from heddle.errors import Busy, NothingToCapture, ObjectMissing, ThreadMoved, UnsavedChanges
+from heddle.mount import snapshot
 from heddle.mount.overlay import Overlay
 from heddle.mount.shell import ROOT, ReadOnly
 from heddle.objects.gitformat import BLOB
@@ -334,7 +336,7 @@ def test_change_while_stored_ahead_is_captured_as_it_is_then(
     assert content_at(thread, state.id, b"busy") == b"AFTER!"
 
 
-@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o1644])
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o1644, 0o600, 0o700, 0o444])
 def test_what_git_can_not_hold_is_said(thread: OpenThread, mode: int) -> None:
     """A capture names the modes and the special files that it could not record; they stay in the overlay."""
     thread.view.mkfifo((b"pipe",))
@@ -563,3 +565,21 @@ def test_umask_of_a_command_is_no_mode(thread: OpenThread) -> None:
 
     assert thread.view.stat((b"new", b"f"))[0] == stat.S_IFREG | 0o644
     assert thread.view.stat((b"new",))[0] == stat.S_IFDIR | 0o755
+
+
+def test_a_file_that_grows_while_it_is_stored_ahead(
+    thread: OpenThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storing ahead passes over a large file that had more bytes than it was said to; the capture stores it."""
+    content = bytes(range(256)) * (20 << 10)
+    thread.view.create(0, (b"large",), 0o644)
+    thread.view.write(0, 0, content)
+    thread.view.close(0)
+    with thread.repo.store.writer() as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot, "shown_bytes", lambda *_: io.BytesIO(content + b"more").read)
+            thread.overlay.prestore(writer)
+        done = thread.overlay.capture(message="m", attribution=ADA, writer=writer)
+    _mode, blob = thread.repo.lookup_path(done.state.id.decode(), b"large")
+
+    assert thread.repo.store.get_raw(blob)[1] == content

@@ -6,13 +6,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heddle.mount import upper as up
-from heddle.mount.shell import Stale
 from heddle.mount.upper import Marks, Upper
 
 BLOB = b"0123456789abcdef" * 2 + b"01234567"
@@ -50,26 +50,27 @@ ids = st.sampled_from([BLOB, b"ab" * 32])
 
 @st.composite
 def all_marks(draw: st.DrawFn) -> Marks:
-    marks = Marks()
-    marks.ino, marks.time_ns = draw(numbers), draw(numbers)
-    marks.mode = draw(st.none() | st.integers(0, 0o7777))
-    marks.lower = draw(st.none() | ids)
+    marks = Marks(
+        ino=draw(numbers),
+        time_ns=draw(numbers),
+        mode=draw(st.none() | st.integers(0, 0o7777)),
+        lower=draw(st.none() | ids),
+        ctime_ns=draw(numbers),
+    )
     content = draw(st.sampled_from(["blob", "stored", None]))
     if content is not None:
-        setattr(marks, content, draw(ids))
-        marks.size, marks.mtime_ns = draw(st.integers(0, 2**63)), draw(st.integers(-(2**63), 2**63))
-        marks.ctime_ns = draw(numbers)
+        marks = marks._replace(**{content: draw(ids)}, size=draw(st.integers(0, 2**63)))
+    if content is not None or marks.ctime_ns is not None:
+        marks = marks._replace(mtime_ns=draw(st.integers(-(2**63), 2**63)))
     return marks
 
 
 @given(all_marks())
 def test_marks_come_back(marks: Marks) -> None:
     """Whatever marks say is read back from their bytes."""
-    again = Marks.decode(marks.encode())
+    value = marks.encode()
 
-    assert {name: getattr(again, name) for name in Marks.__slots__} == {
-        name: getattr(marks, name) for name in Marks.__slots__
-    }
+    assert (Marks.decode(value) if value else Marks()) == marks
 
 
 DAMAGED = [
@@ -84,14 +85,33 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("value", DAMAGED)
-def test_damaged_marks_are_stale(upper: Upper, value: bytes) -> None:
-    """Marks that nobody could have written make the file an error, and say where it is."""
+def test_damaged_marks_are_an_error(upper: Upper, value: bytes) -> None:
+    """Marks that nobody could have written make the file an error that says where it is, checksum or not."""
     write(upper.root, b"f")
     where = up.entry_path(upper.root, b"f")
-    os.setxattr(where, up.MARKS, value)
+    for damaged in (value, b"%s sum=%08x" % (value, crc32(value))):
+        os.setxattr(where, up.MARKS, damaged)
 
-    with pytest.raises(Stale, match=r"damaged user\.heddle\.node on .*f"):
-        up.read_marks(where)
+        with pytest.raises(up.Damaged, match=r"user\.heddle\.node of .*/upper/f is damaged"):
+            up.read_marks(where)
+
+
+@given(marks=all_marks(), position=st.integers(0, 1 << 20), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_marks_is_found(marks: Marks, position: int, bit: int) -> None:
+    """No flipped bit makes other marks of marks: they are refused."""
+    value = bytearray(marks.encode())
+    if value:
+        value[position % len(value)] ^= 1 << bit
+        with pytest.raises(ValueError, match="checksum"):
+            Marks.decode(bytes(value))
+
+
+def test_a_damaged_opaque_mark_is_an_error(upper: Upper) -> None:
+    """A directory that may hide its lower, or not, shows neither."""
+    os.setxattr(upper.root, up.OPAQUE, b"x")
+
+    with pytest.raises(up.Damaged, match="opaque"):
+        up.is_opaque(upper.root)
 
 
 def test_marks_on_disk(upper: Upper) -> None:
@@ -99,9 +119,7 @@ def test_marks_on_disk(upper: Upper) -> None:
     write(upper.root, b"f")
     where = up.entry_path(upper.root, b"f")
     assert up.read_marks(where) is None
-    marks = Marks()
-    marks.ino = 77
-    up.write_marks(where, marks)
+    up.write_marks(where, Marks(ino=77))
     fd = os.open(b"f", os.O_RDONLY, dir_fd=upper.root)
     found = up.read_marks(fd)
     assert found is not None and found.ino == 77

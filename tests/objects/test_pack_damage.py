@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heddle.errors import CorruptObject
+from heddle.objects import blockindex
 from heddle.objects.gitformat import BLOB, new_hash, to_raw
 from heddle.objects.index import Index, encode_index
 from heddle.objects.layout import (
+    BASE_DEPTH,
+    BLOCK,
     CHUNKED,
-    DELTA,
-    DELTA_BASE,
-    DELTA_DEPTH,
     FRAME_SIZE,
     WHOLE,
     WHOLE_LIMIT,
@@ -33,6 +35,7 @@ from heddle.objects.layout import (
     encode_chunk,
     encode_pack_header,
     encode_pack_trailer,
+    encode_table,
     with_crc,
 )
 from heddle.objects.store import ObjectStore
@@ -289,6 +292,32 @@ def test_fsck_names_the_damaged_object(damaged: Sample) -> None:
     assert victim.id.hex() in problems[1].what
 
 
+def test_what_could_not_be_read_is_let_go(damaged: Sample) -> None:
+    """A store that met damage and was closed keeps no pack open, whenever the collector may run."""
+    damaged.pack.chmod(0o644)
+    damaged.pack.write_bytes(bytes(damaged.pack.stat().st_size))
+    store = ObjectStore(damaged.path)
+    gc.disable()
+    try:
+        for object_id in (id for id, (_, content) in damaged.contents.items() if content):
+            with pytest.raises(CorruptObject):
+                store.read_at(object_id, 0, 1)
+        store.close()
+
+        assert os.fsencode(damaged.pack) not in open_files()
+    finally:
+        gc.enable()
+
+
+def open_files() -> set[bytes]:
+    """What this process has open, by path."""
+    found = set()
+    for entry in os.listdir(b"/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            found.add(os.readlink(b"/proc/self/fd/" + entry))
+    return found
+
+
 # Packs that nobody wrote
 
 
@@ -310,10 +339,13 @@ class Forged:
         self.entries.append(entry)
         return digest.hexdigest().encode()
 
-    def publish(self) -> ObjectStore:
+    def publish_blocks(self) -> ObjectStore:
+        return self.publish(blockindex.encode_index)
+
+    def publish(self, encode: Callable[..., bytes] = encode_index) -> ObjectStore:
         self.data += encode_pack_trailer(len(self.entries))
         digest = hashlib.sha256(self.data)
-        index = encode_index(
+        index = encode(
             self.entries, id_length=20, pack_size=len(self.data), pack_digest=digest.digest()
         )
         directory = self.store.path / "packs"
@@ -330,7 +362,7 @@ def forged(tmp_path: Path) -> Forged:
 def frame(content: bytes, base: bytes | None = None) -> bytes:
     dictionary = (
         zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        if base is not None
+        if base
         else None
     )
     return zstandard.ZstdCompressor(
@@ -356,7 +388,7 @@ def lying_frame() -> bytes:
         (frame(b"x"), {"raw_size": WHOLE_LIMIT + 1, "kind": CHUNKED}),
         (frame(b"x"), {"kind": 9}),
         (frame(b"x"), {"type_num": 7}),
-        (frame(b"x"), {"kind": DELTA}),
+        (frame(b"x"), {"kind": BLOCK}),
         (frame(b"other bytes"), {}),
         (frame(b"x") + b"more", {}),
         (lying_frame(), {}),
@@ -463,20 +495,27 @@ def test_a_row_that_leads_out(forged: Forged, row: tuple[int, int]) -> None:
         forged.publish().get_raw(object_id)
 
 
-def delta_payload(base_offset: int, content: bytes, base: bytes) -> bytes:
-    return DELTA_BASE.pack(base_offset) + frame(content, base)
+def blob_id(content: bytes) -> bytes:
+    digest = new_hash(20, BLOB, len(content))
+    digest.update(content)
+    return digest.digest()
 
 
-def test_an_entry_stored_against_another(forged: Forged) -> None:
-    """An entry that needs another object's bytes is read through a chain of bases."""
+def block_payload(bases: list[int], contents: list[bytes], dictionary: bytes) -> bytes:
+    table = encode_table(blob_id(contents[0]), bases, [len(each) for each in contents])
+    return table + frame(b"".join(contents), dictionary)
+
+
+def test_a_chain_of_blocks(forged: Forged) -> None:
+    """A block that needs another one's bytes is read through a chain of bases, up to a length."""
     text = b"".join(b"line %d\n" % number for number in range(2000))
-    versions = [text + b"version %d\n" % number for number in range(DELTA_DEPTH + 2)]
+    versions = [text + b"version %d\n" % number for number in range(BASE_DEPTH + 2)]
     offset = len(forged.data)
     ids = [forged.add(versions[0], frame(versions[0]))]
     for base, content in pairwise(versions):
-        payload = delta_payload(offset, content, base)
+        payload = block_payload([offset], [content], base)
         offset = len(forged.data)
-        ids.append(forged.add(content, payload, DELTA))
+        ids.append(forged.add(content, payload, BLOCK))
     store = forged.publish()
 
     assert forged.entries[1].stored_size < 100 < forged.entries[0].stored_size
@@ -484,17 +523,50 @@ def test_an_entry_stored_against_another(forged: Forged) -> None:
         assert (BLOB, content) == store.get_raw(object_id)
         assert content[50:70] == store.read_at(object_id, 50, 20)
     with pytest.raises(CorruptObject, match="too long"):
-        store.get_raw(ids[-1])
+        ObjectStore(store.path).get_raw(ids[-1])  # another one, since this one still has its base
 
 
 @pytest.mark.parametrize("back", [0, -1000, HUGE])
 def test_a_base_that_is_not_earlier(forged: Forged, back: int) -> None:
-    """A base at or behind the entry itself would be a circle, and one that is no entry is none."""
+    """A base at or behind the block itself would be a circle, and one that is no entry is none."""
     at = len(forged.data)
-    object_id = forged.add(b"x", delta_payload(max(0, at + back), b"x", b"y"), DELTA)
+    object_id = forged.add(b"x", block_payload([max(0, at + back)], [b"x"], b"y"), BLOCK)
 
-    with pytest.raises(CorruptObject, match="not an earlier entry"):
+    with pytest.raises(CorruptObject, match="base"):
         forged.publish().get_raw(object_id)
+
+
+@pytest.mark.parametrize(
+    ("contents", "member", "why"),
+    [
+        ([b"one", b"two"], 2, "another object"),
+        ([b"one", b"two"], 0, "another object"),
+        ([b"one", b"other"], 1, "another object"),
+    ],
+)
+def test_a_member_that_is_another(
+    forged: Forged, contents: list[bytes], member: int, why: str
+) -> None:
+    """An index that points at the wrong object of a block, or behind its last one, is found out by the id."""
+    size = sum(map(len, contents))
+    forged.add(contents[0], block_payload([], contents, b""), BLOCK, raw_size=size)
+    lying = forged.entries[0]._replace(id=blob_id(b"two"), raw_size=3, member=member)
+    forged.entries = [lying]
+
+    with pytest.raises(CorruptObject, match=why):
+        forged.publish_blocks().get_raw(lying.id)
+
+
+@pytest.mark.parametrize("at", range(0, 20, 3))
+def test_a_damaged_table(forged: Forged, at: int) -> None:
+    """No byte of a block's table can change without being noticed."""
+    payload = block_payload([], [b"one", b"two"], b"")
+    forged.add(b"one", flipped(payload, at, 1), BLOCK, raw_size=6)
+    entry = forged.entries[0]
+    forged.entries = [entry._replace(id=blob_id(b"two"), raw_size=3, member=1)]
+
+    with pytest.raises(CorruptObject, match="table"):
+        forged.publish_blocks().get_raw(blob_id(b"two"))
 
 
 @pytest.mark.parametrize("count", [HUGE, (1 << 64) - 1])

@@ -27,6 +27,7 @@ unique_entries = st.integers(min_value=0, max_value=2**16).flatmap(
             sizes,
             st.integers(0, 255),
             st.integers(0, 255),
+            st.just(0),
         ),
         unique_by=lambda entry: entry.id,
         max_size=60,

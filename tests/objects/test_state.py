@@ -262,7 +262,6 @@ def test_authors_as_tools_have_written_them(
     [
         b"",
         b"\n\n",
-        b"tree %s\n\nmessage" % EMPTY_TREE,
         b"author A <a@b> 1 +0000\n\n",
         b"tree short\nauthor A <a@b> 1 +0000\n\n",
         b"tree %s\nparent zz\nauthor A <a@b> 1 +0000\n\n" % EMPTY_TREE,
@@ -301,3 +300,12 @@ def test_undecodable_agent_headers_survive() -> None:
     assert Agent("x", "\udcff") == agent
     assert b"heddle-agent x/\xff\n" in encode(**{**BASE, "agent": agent})
     assert os.fsencode(agent.model or "") == b"\xff"
+
+
+@pytest.mark.parametrize("who", [b"", b"committer C <c@example.org> 7 +0100\n"])
+def test_a_commit_without_an_author(who: bytes) -> None:
+    """A commit that lacks lines which git misses in ``fsck`` and shows all the same is a state."""
+    state = decode(ObjectID(b"a" * 40), b"tree " + b"1" * 40 + b"\n" + who + b"\nSubject\n")
+
+    assert (state.message, state.parents) == ("Subject\n", ())
+    assert (state.principal, state.time_s) == (state.committer, 7 if who else 0)

@@ -139,10 +139,20 @@ def test_processes_that_set_different_keys_lose_nothing(file):
     """Settings made at the same moment by several processes are all there."""
     keys = sorted(KEYS)
 
-    answers = race(len(keys), lambda number: str(file.set(keys[number], "v")))
+    answers = race(len(keys), lambda number: str(file.set(keys[number], "7")))
 
     assert answers == ["None"] * len(keys)
-    assert file.values() == dict.fromkeys(keys, "v")
+    assert file.values() == dict.fromkeys(keys, "7")
+
+
+def test_numbers(file):
+    """A setting that is a number is refused as anything else, and may stand in the file without quotes."""
+    for value in ("often", "-1", "", "²"):
+        with pytest.raises(UsageError, match="has to be a number"):
+            file.set("mount.restarts", value)
+    file.path.write_text("[mount]\nrestarts = 5\n")
+
+    assert file.values() == {"mount.restarts": "5"}
 
 
 def test_unknown_key(file):

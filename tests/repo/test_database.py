@@ -19,14 +19,17 @@ from heddle.errors import (
     DataError,
     MarkerExists,
     RepositoryTooNew,
+    RepositoryTooOld,
     StorageError,
     ThreadExists,
     ThreadMoved,
     ThreadNotFound,
 )
 from heddle.repo import connection
+from heddle.repo.connection import Connection
 from heddle.repo.database import CachedDirectory, MountRecord
 from heddle.repo.repository import Repository
+from heddle.repo.schema import FORMAT
 
 PUBLISH = """
 import sys
@@ -325,6 +328,22 @@ def test_a_newer_version_is_refused_and_left_alone(repo):
     assert sorted(os.listdir(repo.heddle_dir)) == listing
 
 
+def test_an_earlier_version_is_refused_and_not_repaired(repo):
+    """A database of format 1 is nobody's damage: it is refused with exit code 78, and says how to bring it along."""
+    repo.close()
+    with sqlite3.connect(repo.database_path) as raw:
+        raw.execute("PRAGMA user_version=1")
+    raw.close()
+    before = repo.database_path.read_bytes()
+
+    for attempt in (lambda it: it.threads.list(), lambda it: it.fsck()):
+        with pytest.raises(RepositoryTooOld) as caught:
+            attempt(Repository.open(repo.path))
+        assert caught.value.exit_code == 78 and "git export" in caught.value.hint
+
+    assert repo.database_path.read_bytes() == before
+
+
 def test_a_newer_version_in_the_log_is_refused(repo):
     """A version that so far stands in the write-ahead log alone is noticed too."""
     assert repo.head == "main"
@@ -582,8 +601,9 @@ def test_check_finds_a_name_of_a_missing_state(repo, history, where):
         "operation": "UPDATE operations SET old = ? WHERE kind = 'capture'",
     }[where]
     repo.close()
-    with sqlite3.connect(repo.database_path) as raw:
+    with Connection(repo.database_path, version=FORMAT).transaction() as raw:
         raw.execute(sql, (missing.decode(),))
+        raw.execute("DELETE FROM meta WHERE key = 'log_sum'")  # it is made again
     raw.close()
 
     problems = repo.fsck().problems
@@ -596,7 +616,7 @@ def test_check_finds_a_name_of_a_missing_state(repo, history, where):
 def test_check_finds_head_on_a_missing_thread(repo):
     """HEAD on a thread that does not exist is found."""
     repo.close()
-    with sqlite3.connect(repo.database_path) as raw:
+    with Connection(repo.database_path, version=FORMAT).transaction() as raw:
         raw.execute("UPDATE head SET thread = 'gone'")
     raw.close()
 
@@ -608,7 +628,7 @@ def test_check_finds_damage_inside_the_file(repo, history):
     for _ in range(50):
         history.capture()
     repo.close()
-    with sqlite3.connect(repo.database_path) as raw:
+    with Connection(repo.database_path, version=FORMAT).transaction() as raw:
         find = "SELECT rootpage FROM sqlite_schema WHERE name = 'changes'"
         page = raw.execute(find).fetchone()[0]
     raw.close()

@@ -1,0 +1,355 @@
+"""Storing objects that are alike together: which go into one block, against what, and the pack that they make.
+
+Owns how chains of versions are cut into blocks (`arrange`) and the threads that compress them. Where the chains come
+from is ``reach.py``'s; what a block looks like is ``layout.py``'s; which packs the new one replaces is one layer up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heddle.objects.blockindex import BlockIndex
+from heddle.objects.gitformat import BLOB
+from heddle.objects.layout import (
+    BASE_DEPTH,
+    BASES_LIMIT,
+    BLOCK,
+    CHUNKED,
+    WHOLE_LIMIT,
+    Entry,
+)
+from heddle.objects.output import PackOutput, SideFile, compress, processors
+from heddle.objects.pack import BATCH_BYTES
+from heddle.objects.packfile import PackFile
+
+if TYPE_CHECKING:
+    from heddle.objects.index import Index
+    from heddle.objects.packs import PackDirectory
+    from heddle.objects.reach import Chain
+
+LEVEL = 12
+"""zstd's level; the figures are in docs/decisions.md."""
+WHOLE_LEVEL = 9
+"""The same for objects that are read alone."""
+BLOCK_BYTES = {BLOB: 256 << 10}
+"""Content of a block of objects of a type, in bytes; more where the objects are large."""
+SMALL_BLOCK_BYTES = 128 << 10
+"""The same for commits, trees and tags, of which one is often read alone."""
+VERSIONS = 16
+"""Versions of a large object that share a block."""
+RUN = 20
+"""Blocks that follow each other; see `_cut`."""
+MEMBERS = 4096
+"""Objects in a block."""
+_AHEAD = 4
+"""Blocks for each thread that may wait to be written."""
+
+Sizes = Callable[[bytes], int]
+
+
+class Block(NamedTuple):
+    """Objects that are compressed together.
+
+    Attributes:
+        type_num: git's type number of all of them.
+        ids: binary, in the order of their content.
+        bases: ids of the objects that they are compressed against: whole ones, or first ones of earlier blocks.
+    """
+
+    type_num: int
+    ids: tuple[bytes, ...]
+    bases: tuple[bytes, ...]
+
+
+# Cutting
+
+
+def arrange(chains: Iterable[Chain], size_of: Sizes) -> Iterator[Block]:
+    """Cut chains of versions into blocks; a base's own block comes before those that need it.
+
+    A long chain becomes blocks of its own; short ones share blocks, those of files of the same name side by side.
+
+    Args:
+        chains: of objects that are not chunked, without those that lie elsewhere.
+        size_of: the length of an object's content in bytes.
+    """
+    ordered = sorted((each for each in chains if each.ids), key=_likeness)
+    for type_num, group in groupby(ordered, lambda chain: chain.type_num):
+        yield from _arrange_type(type_num, group, size_of)
+
+
+def _likeness(chain: Chain) -> tuple[int, bytes, bytes]:
+    directory, _, name = chain.path.rstrip(b"/").rpartition(b"/")
+    return chain.type_num, name, directory
+
+
+def _arrange_type(type_num: int, chains: Iterable[Chain], size_of: Sizes) -> Iterator[Block]:
+    limit = BLOCK_BYTES.get(type_num, SMALL_BLOCK_BYTES)
+    shared = _Shared(type_num, limit)
+    for chain in chains:
+        size = sum(map(size_of, chain.ids))
+        if size > limit // 2 or len(chain.ids) > MEMBERS // 2:
+            yield from _cut(chain, limit, size_of)
+            continue
+        size += 0 if chain.head is None else size_of(chain.head)
+        if not shared.has_room(chain, size):
+            yield shared.take()
+        shared.add(chain, size)
+    if shared.ids:
+        yield shared.take()
+
+
+class _Shared:
+    """A block of several short chains while it is collected."""
+
+    def __init__(self, type_num: int, limit_bytes: int) -> None:
+        self._type_num = type_num
+        self._limit = limit_bytes
+        self._start()
+
+    def _start(self) -> None:
+        self.ids: list[bytes] = []
+        self._bases: list[bytes] = []
+        self._bytes = 0
+
+    def has_room(self, chain: Chain, size: int) -> bool:
+        return not self.ids or (
+            self._bytes + size <= self._limit
+            and len(self.ids) + len(chain.ids) <= MEMBERS
+            and len(self._bases) < BASES_LIMIT
+        )
+
+    def add(self, chain: Chain, size: int) -> None:
+        self.ids += chain.ids
+        if chain.head is not None:
+            self._bases.append(chain.head)
+        self._bytes += size
+
+    def take(self) -> Block:
+        block = Block(self._type_num, tuple(self.ids), tuple(self._bases))
+        self._start()
+        return block
+
+
+def _cut(chain: Chain, limit: int, size_of: Sizes) -> Iterator[Block]:
+    """Blocks of one chain, each against the first object of the one before: its nearest relative that is cheap to read.
+
+    So that no reader follows more than BASE_DEPTH of them, every RUN-th block is against the one RUN before it.
+    """
+    firsts: list[bytes] = []
+    depths: list[int] = []
+    for number, ids in enumerate(_pieces(chain.ids, limit, size_of)):
+        begins = number % RUN == 0
+        before = number - (RUN if begins else 1)
+        base, depth = chain.head, 1
+        if before >= 0 and depths[before] < BASE_DEPTH - (RUN if begins else 1):
+            base, depth = firsts[before], depths[before] + 1
+        firsts.append(ids[0])
+        depths.append(depth)
+        yield Block(chain.type_num, tuple(ids), () if base is None else (base,))
+
+
+def _pieces(ids: list[bytes], limit: int, size_of: Sizes) -> Iterator[list[bytes]]:
+    piece: list[bytes] = []
+    left = 0
+    for raw_id in ids:
+        size = size_of(raw_id)
+        if piece and (size > left or len(piece) == MEMBERS):
+            yield piece
+            piece = []
+        if not piece:
+            left = max(limit, min(WHOLE_LIMIT, size * VERSIONS))
+        piece.append(raw_id)
+        left -= size
+    yield piece
+
+
+# Writing
+
+
+class Plan(NamedTuple):
+    """What a new pack shall hold; every object in it lies in a pack of the same directory.
+
+    Attributes:
+        alone: ids of objects that are stored without any other: chunked ones, and those that are often read.
+        chains: the others.
+    """
+
+    alone: list[bytes]
+    chains: list[Chain]
+
+
+class _Made(NamedTuple):
+    """A compressed block, or a single object in a frame of its own."""
+
+    block: Block
+    sizes: tuple[int, ...]
+    frame: bytes
+
+
+class Repacker:
+    """Writes one new pack of objects that lie in other packs; those stay.
+
+    Args:
+        packs: the directory.
+        id_length: bytes of an id.
+        progress: called with bytes of content written and in all.
+    """
+
+    def __init__(
+        self,
+        packs: PackDirectory,
+        id_length: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._packs = packs
+        self._id_length = id_length
+        self._progress = progress
+        self._entries: dict[bytes, Entry] = {}
+        self._sizes: dict[bytes, int] = {}
+        self._done = 0
+        self._total = 0
+
+    def write(self, plan: Plan, *, modified_ns: int | None = None) -> str | None:
+        """Write the pack; durable and visible on return.
+
+        Args:
+            plan: what it shall hold.
+            modified_ns: its modification time, in ns since the epoch; None: now.
+
+        Returns:
+            Its name, or None where there is nothing to write.
+
+        Raises:
+            CorruptObject: an object can't be read; nothing was published.
+            StorageError: the disk is full or failing.
+        """
+        if not plan.alone and not any(chain.ids for chain in plan.chains):
+            return None
+        self._total = sum(map(self._size_of, plan.alone))
+        self._total += sum(self._size_of(each) for chain in plan.chains for each in chain.ids)
+        output = PackOutput(self._packs.path, self._id_length)
+        try:
+            self._write_alone(plan.alone, output)
+            blocks = arrange(plan.chains, self._size_of)
+            for made in _ahead(self._compress, blocks):
+                self._append(made, output)
+            name = output.publish(self._entries.values(), modified_ns=modified_ns, collected=True)
+        finally:
+            output.close()
+        self._packs.refresh()
+        return name
+
+    def _locate(self, raw_id: bytes) -> tuple[Index, Entry]:
+        found = self._packs.find(raw_id)
+        if found is None:
+            raise KeyError(raw_id)
+        return found
+
+    def _size_of(self, raw_id: bytes) -> int:
+        size = self._sizes.get(raw_id)
+        if size is None:  # kept, since planning asks several times
+            size = self._sizes[raw_id] = self._locate(raw_id)[1].raw_size
+        return size
+
+    def _get(self, raw_id: bytes) -> bytes:
+        index, entry = self._locate(raw_id)
+        return self._packs.open(index).get(entry)
+
+    # Objects alone
+
+    def _write_alone(self, ids: Iterable[bytes], output: PackOutput) -> None:
+        """Write objects in frames of their own; those that were collected before have good ones."""
+        batch: list[Entry] = []
+        size = 0
+        for raw_id in ids:
+            index, entry = self._locate(raw_id)
+            if isinstance(index, BlockIndex) and entry.kind != BLOCK:
+                self._copy(self._packs.open(index), entry, output)
+            elif entry.kind == CHUNKED:
+                self._write_large(self._packs.open(index), entry, output)
+            else:
+                batch.append(entry)
+                size += entry.raw_size
+            if size >= BATCH_BYTES:
+                self._write_batch(batch, output)
+                batch, size = [], 0
+        self._write_batch(batch, output)
+
+    def _copy(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
+        """Copy an object as it is stored, after its checksums were looked at."""
+        for _ in pack.contents(entry):
+            pass
+        self._entries[entry.id] = output.append_stored(entry, pack.stored(entry))
+        self._report(entry.raw_size)
+
+    def _write_large(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
+        with SideFile(self._packs.path, level=WHOLE_LEVEL) as side:
+            side.write(pack.contents(entry))
+            self._entries[entry.id] = output.append_chunked(entry.id, entry.type_num, side)
+        self._report(entry.raw_size)
+
+    def _write_batch(self, batch: list[Entry], output: PackOutput) -> None:
+        contents = [self._get(entry.id) for entry in batch]
+        frames = compress(contents, threads=processors(), level=WHOLE_LEVEL)
+        objects = [(entry.id, entry.type_num, entry.raw_size) for entry in batch]
+        self._entries.update((entry.id, entry) for entry in output.append(objects, frames))
+        self._report(sum(map(len, contents)))
+
+    # Blocks
+
+    def _compress(self, block: Block) -> _Made:
+        """Compress a block; called from several threads."""
+        import zstandard
+
+        contents = [self._get(raw_id) for raw_id in block.ids]
+        sizes = tuple(map(len, contents))
+        dictionary = b"".join([self._get(base) for base in block.bases])
+        options: dict[str, Any] = {}
+        if dictionary:
+            kind = zstandard.DICT_TYPE_RAWCONTENT
+            options["dict_data"] = zstandard.ZstdCompressionDict(dictionary, dict_type=kind)
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            LEVEL,
+            source_size=sum(sizes) + len(dictionary),
+            write_checksum=True,
+            write_content_size=True,
+            enable_ldm=block.type_num
+            == BLOB,  # finds versions that lie far apart; trees come out larger
+        )
+        compressor = zstandard.ZstdCompressor(compression_params=parameters, **options)
+        return _Made(block, sizes, compressor.compress(b"".join(contents)))
+
+    def _append(self, made: _Made, output: PackOutput) -> None:
+        block = made.block
+        if len(block.ids) == 1 and not block.bases:
+            entries = output.append([(block.ids[0], block.type_num, made.sizes[0])], [made.frame])
+        else:
+            bases = [self._entries[base].offset for base in block.bases]
+            objects = list(zip(block.ids, made.sizes, strict=True))
+            entries = output.append_block(block.type_num, objects, bases, made.frame)
+        for entry in entries:
+            self._entries[entry.id] = entry
+        self._report(sum(made.sizes))
+
+    def _report(self, size: int) -> None:
+        self._done += size
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _ahead(work: Callable[[Block], _Made], blocks: Iterable[Block]) -> Iterator[_Made]:
+    """Do the work in threads, a few blocks ahead of whoever takes the results in their order."""
+    threads = processors()
+    waiting: deque[Future[_Made]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="heddle-gc") as pool:
+        for block in blocks:
+            waiting.append(pool.submit(work, block))
+            if len(waiting) > threads * _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,240 @@
+"""What git's index knows of files in a checkout, so that they need not be read again.
+
+Owns finding entries in gitformat-index(5), versions 2 to 4. A file whose stat is still the one in the index holds what
+the index says it holds, by git's own rules: after line endings were converted and filters such as git-lfs's ran. That
+can't be told from the bytes alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from heddle.objects.gitpack import offset_varint
+
+_HEADER = struct.Struct(">4sII")
+_STAT = struct.Struct(">10I")
+_FLAGS = struct.Struct(">H")
+_EXTENDED, _STAGE, _LENGTH = 0x4000, 0x3000, 0x0FFF
+_SKIP_WORKTREE = 0x4000
+_VERSIONS = (2, 3, 4)
+_LOW = 0xFFFFFFFF
+_MISSES = 32
+"""So many files that the index does not know, and the others are not looked for: each costs a look at all of it."""
+
+
+def unchanged(
+    index: Path, files: Iterable[tuple[bytes, os.stat_result, bytes]], id_length: int
+) -> set[bytes]:
+    """Which files git knows to hold a blob, from their stats alone.
+
+    Args:
+        index: git's index; a missing one knows nothing.
+        files: path, lstat(2) and the blob's binary id of each.
+        id_length: bytes of an id.
+
+    Returns:
+        The paths of those whose entry has this stat and this blob, and is older than the index: git could not have
+        missed a later change of them.
+    """
+    found: set[bytes] = set()
+    with _mapped(index) as (data, written_ns):
+        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        if version not in _VERSIONS:
+            return found
+        reader = (_Walk if version == 4 else _Reader)(data, id_length)
+        for path, status, blob in sorted(files, key=lambda each: each[0]):
+            entry = reader.find(path)
+            if entry is None and reader.misses > _MISSES:
+                break
+            is_settled = status.st_mtime_ns < written_ns
+            if entry == (_said(status), blob) and is_settled:
+                found.add(path)
+    return found
+
+
+class Skipped:
+    """The paths that git leaves out of a checkout (git-update-index(1), "Skip-worktree bit"): nothing there counts.
+
+    Args:
+        paths: of files; a directory's, with a slash behind it, stands for all below (a sparse index).
+    """
+
+    def __init__(self, paths: Iterable[bytes] = ()) -> None:
+        self._paths = frozenset(paths)
+        self._sorted = sorted(self._paths)
+        self._directories = [path for path in self._sorted if path.endswith(b"/")]
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Skipped) and self._paths == other._paths
+
+    def __hash__(self) -> int:
+        return hash(self._paths)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._paths or any(map((path + b"/").startswith, self._directories))
+
+    def lie_below(self, path: bytes) -> bool:
+        """Whether a directory is left out, or something in it."""
+        at = bisect_left(self._sorted, path + b"/")
+        below = at < len(self._sorted) and self._sorted[at].startswith(path + b"/")
+        return below or path in self
+
+
+def skipped(index: Path, id_length: int) -> Skipped:
+    """What an index leaves out of its checkout; a missing index nothing.
+
+    Args:
+        index: git's index.
+        id_length: bytes of an id.
+    """
+    with _mapped(index) as (data, _):
+        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        if version not in (3, 4):  # version 2 has no place for it
+            return Skipped()
+        return Skipped(
+            path
+            for path, _, _, extended in _each(data, id_length, version)
+            if extended & _SKIP_WORKTREE
+        )
+
+
+def paths(index: Path, id_length: int) -> list[bytes]:
+    """The paths of an index's entries; a missing index has none.
+
+    Args:
+        index: git's index.
+        id_length: bytes of an id.
+    """
+    with _mapped(index) as (data, _):
+        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        if version not in _VERSIONS:
+            return []
+        return [path for path, _, _, _ in _each(data, id_length, version)]
+
+
+def _said(status: os.stat_result) -> tuple[int, ...]:
+    """What an entry says of a file that matters: both times, the inode number and the size, cut to 32 bits."""
+    changed_s, changed_ns = divmod(status.st_ctime_ns, 1_000_000_000)
+    modified_s, modified_ns = divmod(status.st_mtime_ns, 1_000_000_000)
+    times = changed_s & _LOW, changed_ns, modified_s & _LOW, modified_ns
+    return (*times, status.st_ino & _LOW, status.st_size & _LOW)
+
+
+class _Reader:
+    """Finds entries by paths that are asked for in order.
+
+    Args:
+        data: the index.
+        id_length: bytes of an id.
+
+    Attributes:
+        misses: how many paths were not found.
+    """
+
+    def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
+        self._data = data
+        self._id_length = id_length
+        self._from = _HEADER.size
+        self.misses = 0
+
+    def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
+        """What the entry of a path says of its file, and its blob; None where there is none, or a conflict."""
+        at = self._data.find(path + b"\0", self._from)
+        while at >= 0:
+            start = self._start(path, at)
+            if start is not None:
+                self._from = at
+                return _entry(self._data, start, self._id_length)
+            at = self._data.find(path + b"\0", at + 1)
+        self.misses += 1
+        return None
+
+    def _start(self, path: bytes, at: int) -> int | None:
+        """Where the entry begins whose path is at ``at``; None when these bytes are something else's."""
+        for extra in (0, 2):
+            start = at - extra - _FLAGS.size - self._id_length - _STAT.size
+            if start < _HEADER.size or (start - _HEADER.size) % 8:
+                continue
+            flags = _FLAGS.unpack_from(self._data, at - extra - _FLAGS.size)[0]
+            if flags & _STAGE or bool(flags & _EXTENDED) != bool(extra):
+                continue
+            if flags & _LENGTH == min(len(path), _LENGTH):
+                return start
+        return None
+
+
+class _Walk:
+    """The same in version 4, where a path is said by its difference from the one before: entry by entry."""
+
+    misses = 0
+
+    def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
+        self._data = data
+        self._id_length = id_length
+        entries = _each(data, id_length, 4)
+        self._entries = ((path, start) for path, start, flags, _ in entries if not flags & _STAGE)
+        self._path: bytes | None = b""
+        self._start = 0
+
+    def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
+        while self._path is not None and self._path < path:
+            self._path, self._start = next(self._entries, (None, 0))
+        return _entry(self._data, self._start, self._id_length) if self._path == path else None
+
+
+def _each(
+    data: mmap.mmap | bytes, id_length: int, version: int
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """Path, beginning, flags and extended flags of every entry, as far as the index is sound."""
+    path, at = b"", _HEADER.size
+    for _ in range(_HEADER.unpack_from(data)[2]):
+        start, extended, dropped = at, 0, len(path)
+        at += _STAT.size + id_length
+        if at + 2 * _FLAGS.size >= len(data):
+            return
+        flags = _FLAGS.unpack_from(data, at)[0]
+        at += _FLAGS.size
+        if flags & _EXTENDED:
+            extended = _FLAGS.unpack_from(data, at)[0]
+            at += _FLAGS.size
+        if version == 4:
+            try:
+                dropped, at = offset_varint(data, at)
+            except IndexError:
+                return
+        end = data.find(b"\0", at)
+        if end < 0:
+            return
+        path = path[: len(path) - dropped] + data[at:end]
+        at = end + 1 if version == 4 else start + (end - start + 8) // 8 * 8
+        yield path, start, flags, extended
+
+
+def _entry(data: mmap.mmap | bytes, start: int, id_length: int) -> tuple[tuple[int, ...], bytes]:
+    said = _STAT.unpack_from(data, start)
+    id_at = start + _STAT.size
+    return (*said[:4], said[5], said[9]), data[id_at : id_at + id_length]
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[tuple[mmap.mmap | bytes, int]]:
+    """The bytes of the index and the time at which it was written."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                yield b"", 0
+                return
+            with mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ) as data:
+                yield data, status.st_mtime_ns
+    except FileNotFoundError:
+        yield b"", 0
