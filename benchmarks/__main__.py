@@ -7,11 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import report, repositories, trees, workloads
+from benchmarks import gc, git, mounted_git, report, repositories, stalls, trees, workloads
 from benchmarks.harness import Bench, workplace
 
 STDLIB = "Python's standard library"
 LINUX = "Linux 6.1 source"
+SECTIONS = ("trees", "files", "git", "gc")
+"""What can be measured alone."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -25,6 +27,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--tree", type=Path, help="a directory to use as the large tree")
+    parser.add_argument("--history", type=Path, help="a git repository to use as the history")
+    parser.add_argument("--only", choices=SECTIONS, help="measure nothing else")
     parser.add_argument("--work", type=Path, help="where to put everything (default: TMPDIR)")
     return parser.parse_args(argv)
 
@@ -47,15 +51,35 @@ def large_tree(bench: Bench, chosen: Path | None) -> repositories.Pair | None:
     return repositories.Pair(bench, LINUX, trees.extract_linux, repetitions=3, large=True)
 
 
-def measure(bench: Bench, chosen: Path | None) -> None:
-    """Every row of every table."""
-    small = repositories.Pair(bench, STDLIB, trees.copy_stdlib, repetitions=bench.repetitions(7))
-    repositories.measure_small(small)
-    bench.say(workloads.SECTION)
-    workloads.measure(bench)
-    large = large_tree(bench, chosen)
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """Every row of every table, or of the tables asked for."""
+
+    def wanted(section: str) -> bool:
+        return options.only in (None, section)
+
+    if wanted("trees"):
+        small = repositories.Pair(
+            bench, STDLIB, trees.copy_stdlib, repetitions=bench.repetitions(7)
+        )
+        repositories.measure_small(small)
+        mounted_git.measure(small)
+    if wanted("files"):
+        bench.say(workloads.SECTION)
+        workloads.measure(bench)
+        stalls.measure(bench)
+    if wanted("git"):
+        git.measure(bench, options.history)
+    if wanted("gc"):
+        if options.history is None:
+            bench.say(
+                "no --history: the rows about gc are left out, a made-up one would say nothing"
+            )
+        else:
+            gc.measure(bench, options.history.resolve(strict=True))
+    large = large_tree(bench, options.tree) if wanted("trees") else None
     if large is not None:
         repositories.measure_large(large)
+        mounted_git.measure(large)
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +90,7 @@ def main(argv: list[str]) -> int:
     with workplace(options.work) as work:
         bench = Bench(work, quick=options.quick)
         try:
-            measure(bench, options.tree)
+            measure(bench, options)
         finally:
             # What was measured before something failed is worth having too.
             found = report.document(bench)
