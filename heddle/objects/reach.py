@@ -14,6 +14,7 @@ from heddle.errors import CorruptObject, ObjectMissing
 from heddle.objects.gitformat import BLOB, COMMIT, TAG, TREE, raw_tree_entries, to_hex
 
 if TYPE_CHECKING:
+    from heddle.objects.cache import ContentCache
 
     class Objects(Protocol):
         """What the walk asks of the object store."""
@@ -59,6 +60,7 @@ class Walk:
         progress: called with the number of objects seen so far.
         is_ours: whether an object (binary id) is in a pack of the store's own.
         is_shallow: whether a commit's parents were left out on purpose.
+        contents: where commits, trees and tags that are read are kept for whoever needs them after that.
 
     Attributes:
         seen: the binary ids of all that was reached; gitlinks are not.
@@ -72,8 +74,10 @@ class Walk:
         progress: Callable[[int], None] | None = None,
         is_ours: Callable[[bytes], bool] = lambda raw_id: True,
         is_shallow: Callable[[bytes], bool] = lambda raw_id: False,
+        contents: ContentCache[bytes] | None = None,
     ) -> None:
         self._store = store
+        self._contents = contents
         self._progress = progress
         self._is_ours = is_ours
         self._is_shallow = is_shallow
@@ -142,6 +146,8 @@ class Walk:
             raise _missing(raw_id) from error
         if found != type_num:
             raise CorruptObject(f"object {to_hex(raw_id).decode()} is not what refers to it says")
+        if self._contents is not None:
+            self._contents.put(raw_id, (found, content))
         return content
 
     # Commits

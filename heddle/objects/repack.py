@@ -27,6 +27,7 @@ from heddle.objects.pack import BATCH_BYTES
 from heddle.objects.packfile import PackFile
 
 if TYPE_CHECKING:
+    from heddle.objects.cache import ContentCache
     from heddle.objects.index import Index
     from heddle.objects.packs import PackDirectory
     from heddle.objects.reach import Chain
@@ -198,6 +199,7 @@ class Repacker:
         packs: the directory.
         id_length: bytes of an id.
         progress: called with bytes of content written and in all.
+        contents: what was read already.
     """
 
     def __init__(
@@ -205,12 +207,14 @@ class Repacker:
         packs: PackDirectory,
         id_length: int,
         progress: Callable[[int, int], None] | None = None,
+        contents: ContentCache[bytes] | None = None,
     ) -> None:
         self._packs = packs
         self._id_length = id_length
         self._progress = progress
+        self._contents = contents
         self._entries: dict[bytes, Entry] = {}
-        self._sizes: dict[bytes, int] = {}
+        self._places: dict[bytes, tuple[Index, Entry]] = {}
         self._done = 0
         self._total = 0
 
@@ -245,18 +249,21 @@ class Repacker:
         return name
 
     def _locate(self, raw_id: bytes) -> tuple[Index, Entry]:
-        found = self._packs.find(raw_id)
-        if found is None:
-            raise KeyError(raw_id)
+        found = self._places.get(raw_id)
+        if found is None:  # kept, since planning asks several times
+            found = self._packs.find(raw_id)
+            if found is None:
+                raise KeyError(raw_id)
+            self._places[raw_id] = found
         return found
 
     def _size_of(self, raw_id: bytes) -> int:
-        size = self._sizes.get(raw_id)
-        if size is None:  # kept, since planning asks several times
-            size = self._sizes[raw_id] = self._locate(raw_id)[1].raw_size
-        return size
+        return self._locate(raw_id)[1].raw_size
 
     def _get(self, raw_id: bytes) -> bytes:
+        read = None if self._contents is None else self._contents.get(raw_id)
+        if read is not None:
+            return read[1]
         index, entry = self._locate(raw_id)
         return self._packs.open(index).get(entry)
 

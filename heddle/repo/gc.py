@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from heddle import faults
 from heddle.errors import Busy, CorruptObject, HeddleError, ObjectMissing, StorageError
 from heddle.objects.blockindex import BlockIndex
-from heddle.objects.gitformat import to_hex, to_raw
+from heddle.objects.cache import ContentCache
+from heddle.objects.gitformat import COMMIT, to_hex, to_raw
 from heddle.objects.holding import exclusive
 from heddle.objects.layout import CHUNKED
 from heddle.objects.output import remove_abandoned
@@ -36,6 +37,8 @@ KEPT_NS = 14 * 24 * 3600 * 10**9
 """How long what nothing needs is kept after it was stored, in nanoseconds."""
 _GROWTH = 2
 """A pack that was collected before is left alone while it is more than so many times what is new."""
+_READ_BYTES = 64 << 20
+"""Of the commits and trees that the walk reads so much is kept until it is written."""
 _WAIT_S = 60.0
 """How long captures under way are waited for before old packs are removed."""
 
@@ -158,6 +161,7 @@ class _Collection:
         self._count = sum(pack.index.count for pack in self._packs)
         self._may_drop = True
         self._new: set[str] = set()  # may be a source's name: the same objects make the same bytes
+        self._contents = ContentCache[bytes](_READ_BYTES)
         self._walk = self._new_walk()
         self._reach_needed(marked)
         self._needed = set(self._walk.seen)
@@ -181,6 +185,7 @@ class _Collection:
             else lambda seen: progress(min(seen, total), 2 * total),
             is_ours=store.contains_packed if store.alternates else lambda raw_id: True,
             is_shallow=lambda raw_id: to_hex(raw_id) in shallow,
+            contents=self._contents,
         )
 
     def _reach_needed(self, marked: Marked) -> None:
@@ -214,14 +219,17 @@ class _Collection:
         return [to_raw(each, self._store.id_length) for each in sorted(ids) if each in self._store]
 
     def _reach_from(self, indexes: Iterable[Index]) -> None:
-        """Walk from everything in some packs, which may well lead nowhere."""
+        """Walk from everything in some packs, which may well lead nowhere: from commits first, newest first."""
+        others: list[bytes] = []
+        commits: list[bytes] = []
         for index in indexes:
-            for raw_id in index.ids():
-                if raw_id not in self._walk.seen:
-                    try:
-                        self._walk.run([raw_id])
-                    except (ObjectMissing, CorruptObject):
-                        self._may_drop = False
+            for entry in index:
+                (commits if entry.type_num == COMMIT else others).append(entry.id)
+        for some in (commits, *([each] for each in others)):
+            try:
+                self._walk.run(raw_id for raw_id in some if raw_id not in self._walk.seen)
+            except (ObjectMissing, CorruptObject):
+                self._may_drop = False
 
     # What becomes of each pack
 
@@ -285,7 +293,10 @@ class _Collection:
             if chain.head is not None and (chain.head not in alone or self._is_chunked(chain.head)):
                 chain.head = None
         repacker = Repacker(
-            self._store.packs_directory, self._store.id_length, progress=self._written
+            self._store.packs_directory,
+            self._store.id_length,
+            progress=self._written,
+            contents=self._contents,
         )
         name = repacker.write(Plan(list(alone), chains), modified_ns=modified_ns)
         if name is not None:
@@ -309,7 +320,7 @@ class _Collection:
         known = {pack.name for pack in self._packs}
         before = set(self._walk.seen)
         self._walk.run(self._present(self._named()))
-        self._reach_from(pack.index for pack in now if pack.name not in known)
+        self._reach_from(pack.index for pack in now if pack.name not in known | self._new)
         saved = self._walk.seen - before if self._may_drop else self._dropped
         self._dropped -= saved
         going = {
