@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
 from heddle.errors import Busy
@@ -30,7 +31,7 @@ from heddle.repo.changes import (
     not_kept_of_mode,
     within,
 )
-from heddle.repo.gitstage import Skipped
+from heddle.repo.gitstage import Seen, Skipped, Staged
 from heddle.repo.ignore import IgnoreRules, always_ignored
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Snapshot:
         hash_unknown: read files that only their bytes can tell from the base's.
         umask: modes that it gives are not told as not recorded.
         skipped: what git leaves out of the mount: the base stands there.
+        staged: git's index of the mount; called when something may be asked of it.
         trusts_modes: executable bits mean something.
         on_git: a new directory with a ``.git`` is another repository, whose link only git records.
 
@@ -121,6 +123,7 @@ class Snapshot:
         hash_unknown: bool = True,
         umask: int = 0o022,
         skipped: Skipped = NOTHING_SKIPPED,
+        staged: Callable[[], Staged] | None = None,
         on_git: bool = False,
         trusts_modes: bool = True,
     ) -> None:
@@ -138,6 +141,7 @@ class Snapshot:
         self._hash_unknown = hash_unknown
         self._umask = umask
         self._skipped = skipped
+        self._read_staged = staged
         self._on_git = on_git
         self._trusts_modes = trusts_modes
         self._rules = IgnoreRules(self._read_rules, exclude=exclude)
@@ -400,6 +404,8 @@ class Snapshot:
         blob = core.content_id(status, marks)
         if blob is not None and not self._is_kept(blob, marks):
             blob = None
+        if self._is_as_git_made_it(parent, name, (mode, blob), base, path):
+            return base
         size = marks.size if marks is not None and marks.blob is not None else status.st_size
         if blob is None:
             blob = self._identify(parent, name, status, base, path, live)
@@ -411,6 +417,28 @@ class Snapshot:
         if blob is not None and (marks is None or (marks.blob is None and marks.stored != blob)):
             self.stored.append(Stored(parent, name, status, blob))
         return self._leaf(path, base, (mode, blob))
+
+    def _is_as_git_made_it(
+        self,
+        parent: DirNode,
+        name: bytes,
+        entry: Entry,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
+    ) -> bool:
+        """Whether git in the mount wrote the base's file, with line endings converted, say, or by a filter."""
+        if base is None or entry == base or entry[0] != base[0] or self._staged is None:
+            return False
+        node = self._core.child(parent, name)
+        assert node is not None
+        attrs = self._core.attrs_of(node)
+        self._core.drop_if_unused(node)
+        seen = Seen(attrs.ctime_ns, attrs.mtime_ns, attrs.ino, attrs.size)
+        return self._staged.holds(path, seen, bytes.fromhex(base[1].decode()))
+
+    @cached_property
+    def _staged(self) -> Staged | None:
+        return None if self._read_staged is None else self._read_staged()
 
     def _is_kept(self, blob: ObjectID, marks: up.Marks | None) -> bool:
         """Say whether a known blob need not be stored: a status only hashed it, a failed capture's pack is gone."""

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from heddle.objects.gitpack import offset_varint
 
@@ -22,16 +23,65 @@ _STAT = struct.Struct(">10I")
 _FLAGS = struct.Struct(">H")
 _EXTENDED, _STAGE, _LENGTH = 0x4000, 0x3000, 0x0FFF
 _SKIP_WORKTREE = 0x4000
-_VERSIONS = (2, 3, 4)
 _LOW = 0xFFFFFFFF
 _MISSES = 32
 """So many files that the index does not know, and the others are not looked for: each costs a look at all of it."""
 
 
+class Seen(NamedTuple):
+    """What matters of a file's stat; times in ns since the epoch, size in bytes."""
+
+    ctime_ns: int
+    mtime_ns: int
+    ino: int
+    size: int
+
+
+class Staged:
+    """An index that is asked about files; quickest in the order of their paths.
+
+    Args:
+        data: its bytes.
+        written_ns: when it was written, in ns since the epoch.
+        id_length: bytes of an id.
+    """
+
+    def __init__(self, data: mmap.mmap | bytes, written_ns: int, id_length: int) -> None:
+        self._data = data
+        self._written_ns = written_ns
+        self._id_length = id_length
+        self._reader: _Reader | _Walk | None = None
+        self._last = b""
+        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        self._kind = _READERS.get(version)
+
+    def holds(self, path: bytes, seen: Seen, blob: bytes) -> bool:
+        """Whether git knows a file to hold a blob (binary id), from its stat alone.
+
+        That is so if its entry has this stat and this blob, and the index was written after the file: git could not
+        have missed a later change of it.
+        """
+        if self._kind is None or seen.mtime_ns >= self._written_ns:
+            return False
+        if self._reader is None or path < self._last:
+            self._reader = self._kind(self._data, self._id_length)
+        self._last = path
+        if self._reader.misses > _MISSES:
+            self._kind = None
+            return False
+        return self._reader.find(path) == (_said(seen), blob)
+
+
+def read_staged(index: Path, id_length: int) -> Staged:
+    """An index that is there to be asked for longer; a missing one knows nothing."""
+    with _mapped(index) as (data, written_ns):
+        return Staged(bytes(data), written_ns, id_length)
+
+
 def unchanged(
     index: Path, files: Iterable[tuple[bytes, os.stat_result, bytes]], id_length: int
 ) -> set[bytes]:
-    """Which files git knows to hold a blob, from their stats alone.
+    """Which files git knows to hold a blob.
 
     Args:
         index: git's index; a missing one knows nothing.
@@ -39,23 +89,15 @@ def unchanged(
         id_length: bytes of an id.
 
     Returns:
-        The paths of those whose entry has this stat and this blob, and is older than the index: git could not have
-        missed a later change of them.
+        The paths of those; see `Staged.holds`.
     """
-    found: set[bytes] = set()
     with _mapped(index) as (data, written_ns):
-        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        if version not in _VERSIONS:
-            return found
-        reader = (_Walk if version == 4 else _Reader)(data, id_length)
-        for path, status, blob in sorted(files, key=lambda each: each[0]):
-            entry = reader.find(path)
-            if entry is None and reader.misses > _MISSES:
-                break
-            is_settled = status.st_mtime_ns < written_ns
-            if entry == (_said(status), blob) and is_settled:
-                found.add(path)
-    return found
+        staged = Staged(data, written_ns, id_length)
+        return {
+            path
+            for path, status, blob in sorted(files, key=lambda each: each[0])
+            if staged.holds(path, _seen(status), blob)
+        }
 
 
 class Skipped:
@@ -116,17 +158,21 @@ def paths(index: Path, id_length: int) -> list[bytes]:
     """
     with _mapped(index) as (data, _):
         version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        if version not in _VERSIONS:
+        if version not in _READERS:
             return []
         return [path for path, _, _, _ in _each(data, id_length, version)]
 
 
-def _said(status: os.stat_result) -> tuple[int, ...]:
+def _seen(status: os.stat_result) -> Seen:
+    return Seen(status.st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _said(seen: Seen) -> tuple[int, ...]:
     """What an entry says of a file that matters: both times, the inode number and the size, cut to 32 bits."""
-    changed_s, changed_ns = divmod(status.st_ctime_ns, 1_000_000_000)
-    modified_s, modified_ns = divmod(status.st_mtime_ns, 1_000_000_000)
+    changed_s, changed_ns = divmod(seen.ctime_ns, 1_000_000_000)
+    modified_s, modified_ns = divmod(seen.mtime_ns, 1_000_000_000)
     times = changed_s & _LOW, changed_ns, modified_s & _LOW, modified_ns
-    return (*times, status.st_ino & _LOW, status.st_size & _LOW)
+    return (*times, seen.ino & _LOW, seen.size & _LOW)
 
 
 class _Reader:
@@ -189,6 +235,12 @@ class _Walk:
         while self._path is not None and self._path < path:
             self._path, self._start = next(self._entries, (None, 0))
         return _entry(self._data, self._start, self._id_length) if self._path == path else None
+
+
+_READERS: dict[int, type[_Reader | _Walk]] = {2: _Reader, 3: _Reader, 4: _Walk}
+
+
+NOTHING_STAGED = Staged(b"", 0, 20)
 
 
 def _each(

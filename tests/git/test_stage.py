@@ -179,6 +179,39 @@ def test_converted_files_are_not_changes(converting: api.Repository, git: Git) -
     assert git("status", "--porcelain") == ""
 
 
+def test_files_converted_in_a_mount_are_not_changes(
+    converting: api.Repository, tmp_path: Path
+) -> None:
+    """What git in a mount wrote with conversions is unchanged there, mounted or not, and captured as it was."""
+    place = converting.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    try:
+        for name in ("run.bat", "big.bin"):
+            assert (place / name).read_bytes() in (b"one\ntwo\n", b"POINTER\n")
+            (place / name).unlink()
+        run_git(place, "checkout", "-q", "--", ".")
+        for name in ("run.bat", "big.bin"):
+            os.utime(place / name, (1_600_000_000, 1_600_000_000))
+        run_git(place, "update-index", "-q", "--refresh")
+        assert (place / "run.bat").read_bytes() == b"one\r\ntwo\r\n"
+        assert (place / "big.bin").read_text() == "CONTENT\n"
+        inside = heddle.open(place)
+        assert list(inside.status().changes) == []
+        (place / "other").write_text("other\n")
+
+        made = inside.capture(message="beside them").state.id.decode()
+
+        blobs = run_git(place, "rev-parse", "main:run.bat", "main:big.bin")
+        assert blobs == run_git(place, "rev-parse", f"{made}:run.bat", f"{made}:big.bin")
+        assert run_git(place, "status", "--porcelain") == ""
+        (place / "run.bat").write_bytes(b"one\r\nTWO\r\n")
+        assert [change.path for change in inside.status().changes] == [b"run.bat"]
+    finally:
+        converting.unmount("agent", force=True)
+    converting.capture(thread="agent", message="unmounted")
+    changed = run_git(converting.path, "diff", "--name-only", made, "agent")
+    assert changed == "run.bat"
+
+
 def test_a_converted_file_that_changes_is_a_change(converting: api.Repository) -> None:
     """What is written to such a file afterwards is seen."""
     (converting.path / "run.bat").write_bytes(b"one\r\nTWO\r\n")
