@@ -33,6 +33,7 @@ from heddle.repo.changes import (
 )
 from heddle.repo.gitstage import Seen, Skipped, Staged
 from heddle.repo.ignore import IgnoreRules, always_ignored
+from heddle.repo.worktree import git_mode
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 Entry: TypeAlias = "tuple[int, ObjectID | None]"
 
 DIRECTORY = 0o040000
-FILE = 0o100644
-EXECUTABLE = 0o100755
 SYMLINK = 0o120000
 NOTHING_SKIPPED = Skipped()
 _STREAMED = 4 << 20  # bytes above which a file is never held whole
@@ -398,9 +397,7 @@ class Snapshot:
         where = up.entry_path(core.fd(parent), name)
         marks = up.read_marks(where) if live is None else live.marks
         permissions = status.st_mode if marks is None or marks.mode is None else marks.mode
-        mode = EXECUTABLE if permissions & 0o100 and self._trusts_modes else FILE
-        if not self._trusts_modes and base is not None and stat.S_ISREG(base[0]):
-            mode = base[0]
+        mode = git_mode(permissions, base, trusted=self._trusts_modes)
         blob = core.content_id(status, marks)
         if blob is not None and not self._is_kept(blob, marks):
             blob = None

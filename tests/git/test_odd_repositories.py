@@ -632,6 +632,21 @@ def test_old_modes(checkout: Path, git: Git, tmp_path: Path) -> None:
     same_objects(checkout, out_and_back(checkout, tmp_path))
 
 
+def test_an_old_mode_in_a_mount(checkout: Path, git: Git, tmp_path: Path) -> None:
+    """A file of mode 100664 that a mount had to copy up is unchanged."""
+    commit(checkout, tree=tree_of(checkout, (b"100664", b"old", git("rev-parse", "HEAD:a.txt"))))
+    repo = opened(checkout)
+    place = repo.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    try:
+        content = (place / "old").read_bytes()
+        (place / "old").write_bytes(b"other")
+        (place / "old").write_bytes(content)
+        inside = heddle.open(place)
+        assert list(inside.status().changes) == []
+    finally:
+        repo.unmount("agent", force=True)
+
+
 def test_names_that_are_not_utf8(checkout: Path, git: Git, tmp_path: Path) -> None:
     """Names of any bytes are read, shown and captured as they are."""
     names = [b"caf\xe9", b"\xff\xfe", "ü".encode(), b'quo"te', b"tab\there", b"new\nline", b"-dash"]
