@@ -337,18 +337,43 @@ class Operations(_Handlers):
     ) -> pyfuse3.EntryAttributes:
         if fields.update_size:
             await self._fill(node, replaced=attr.st_size == 0)
-        if fields.update_mtime:
-            self._shown_times.pop(node, None)
+        mtime_ns, ctime_ns = self._times_to_show(node, attr, fields)
         update = AttrUpdate(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            mtime_ns=mtime_ns,
+            ctime_ns=ctime_ns,
         )
         return entry_attributes(self.core.set_attrs(node, update, Caller(ctx.uid, ctx.gid)))
+
+    def _times_to_show(
+        self, ino: NodeId, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> tuple[int | None, int | None]:
+        """The modification and change time that a setattr sets, None for those that it leaves to the upper.
+
+        A size without a time is the size that the kernel has already: it leaves the times, so resizing must not move
+        them. Of chmod(2) and chown(2) it says the change time only; that is what a release is to show.
+        """
+        mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
+        ctime_ns = attr.st_ctime_ns if fields.update_ctime else None
+        if mtime_ns is None and fields.update_size:
+            mtime_ns, before_ns = self._shown(ino)
+            ctime_ns = before_ns if ctime_ns is None else ctime_ns
+        elif fields.update_mtime:
+            self._shown_times.pop(ino, None)
+        if ino in self._shown_times and ctime_ns is not None:
+            self._shown_times[ino] = self._shown_times[ino][0], ctime_ns
+        return mtime_ns, ctime_ns
+
+    def _shown(self, ino: NodeId) -> tuple[int, int]:
+        """The modification and change time that the kernel shows, if it has said all that it knows."""
+        if ino in self._shown_times:
+            return self._shown_times[ino]
+        attrs = self.core.attrs(ino)
+        return attrs.mtime_ns, attrs.ctime_ns
 
     @at_once
     def getxattr(self, node: NodeId, name: bytes, ctx: object) -> bytes:
@@ -502,9 +527,7 @@ class Operations(_Handlers):
     @waiting
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         ino = self._handles[fh].ino
-        if ino not in self._shown_times:
-            attrs = self.core.attrs(ino)
-            self._shown_times[ino] = attrs.mtime_ns, attrs.ctime_ns
+        self._shown_times[ino] = self._shown(ino)
         node = self.core.nodes[ino]
         assert isinstance(node, FileNode)
         if node.marks is not None and self.core.lacks(node, offset, len(data)):

@@ -767,6 +767,22 @@ def test_a_time_that_nobody_set_is_kept_too(
     assert before == found()
 
 
+def test_a_truncation_to_the_same_size(where: Path, remount: Remount) -> None:
+    """What truncate(2) shows of a file that has that size already, it shows when mounted again too."""
+    (where / "new").write_text("new")
+    paths = [where / "new", where / "a.txt"]
+    for path in paths:
+        os.truncate(path, path.stat().st_size)
+
+    def found() -> list[tuple[int, int]]:
+        stats = [(where / path.name).stat() for path in paths]
+        return [(it.st_mtime_ns, it.st_ctime_ns) for it in stats]
+
+    before = found()
+    where = remount()
+    assert before == found()
+
+
 @pytest.mark.parametrize("change", ["renamed", "touched", "linked"])
 def test_a_captured_link_keeps_its_inode_number(where: Path, remount: Remount, change: str) -> None:
     """A captured symlink that is renamed, touched or linked has its inode number still, also when mounted again."""

@@ -129,6 +129,24 @@ async def error_of(awaitable: Awaitable[object]) -> int:
     return caught.value.errno
 
 
+# times
+
+
+@in_trio
+async def test_a_change_of_mode_while_a_file_is_written(kernel: Kernel) -> None:
+    """The change time that comes with a chmod(2) is the file's when it was written and is closed."""
+    ino = await kernel.find(b"c")
+    fh = await kernel.open(ino, os.O_WRONLY)
+    await kernel.ask.write(fh, 0, b"written")
+    before = await kernel.ask.getattr(ino, ME)
+    attributes, _ = mode_only(0o600)
+    attributes.st_ctime_ns = before.st_ctime_ns + 1
+    await kernel.ask.setattr(ino, attributes, Fields(update_mode=True, update_ctime=True), None, ME)
+    await kernel.ask.release(fh)
+
+    assert (await kernel.ask.getattr(ino, ME)).st_ctime_ns == before.st_ctime_ns + 1
+
+
 # errno
 
 
