@@ -198,7 +198,7 @@ class Attributes(Files):
         found = self._node(node)
         if not name.startswith(_XATTR_NAMESPACES):
             raise NotSupported
-        if not found.upper or found.orphan or name.startswith(up.PRIVATE_PREFIXES):
+        if not self._has_xattrs(found) or name.startswith(up.PRIVATE_PREFIXES):
             raise NoAttribute
         where = self._xattr_path(found)
         try:
@@ -236,12 +236,19 @@ class Attributes(Files):
 
     def list_xattrs(self, node: NodeId) -> list[bytes]:
         found = self._node(node)
-        if not found.upper or found.orphan:
+        if not self._has_xattrs(found):
             return []
         where = self._xattr_path(found)
         names = os.listxattr(where, follow_symlinks=isinstance(where, int))
         encoded = [os.fsencode(name) for name in names]
         return [name for name in encoded if not name.startswith(up.PRIVATE_PREFIXES)]
+
+    @staticmethod
+    def _has_xattrs(node: Node) -> bool:
+        """Say whether there is a real entry to ask; of one without a name only a file that is open is left."""
+        if node.orphan:
+            return isinstance(node, FileNode) and node.fd >= 0
+        return node.upper
 
     def _check_xattr_change(self, name: bytes) -> None:
         self._require_writable()

@@ -174,6 +174,21 @@ def test_a_file_without_a_name(repo: api.Repository, where: Path, name: str) -> 
     assert name not in os.listdir(where)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "new"])
+def test_attributes_of_a_file_without_a_name(where: Path, name: str) -> None:
+    """A file unlinked while open, captured or new, keeps its extended attributes and takes more until closed."""
+    (where / "new").write_bytes(b"new")
+    with open(where / name, "rb") as file:
+        os.setxattr(where / name, "user.before", b"1")
+        (where / name).unlink()
+        os.setxattr(file.fileno(), "user.after", b"2")
+
+        assert sorted(os.listxattr(file.fileno())) == ["user.after", "user.before"]
+        assert os.getxattr(file.fileno(), "user.before") == b"1"
+        os.removexattr(file.fileno(), "user.before")
+        assert os.listxattr(file.fileno()) == ["user.after"]
+
+
 def test_a_new_file_under_the_name_of_an_open_one(repo: api.Repository, where: Path) -> None:
     """A name whose file is gone but open can be taken again: two files, each with its bytes."""
     with open(where / "a.txt", "rb") as old:
