@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from heddle.repo.aside import Repair
     from heddle.repo.repository import Repository
 
+_PATH_MAX = 4096  # bytes, the final NUL among them
 _FLIPPED_DIGITS = 4
 """As many hex digits of an id may be damaged for it to be recognised."""
 
@@ -100,7 +101,10 @@ def flaws(directory: Path, store: ObjectStore, *, full: bool) -> Iterator[Flaw]:
 
 
 def _entries(top: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Directories and regular files, the top first; says which is a directory."""
+    """Directories and regular files, the top first; says which is a directory.
+
+    Without those that lie deeper than a path can say: a mount reaches them step by step, and shows them.
+    """
     pending = [top]
     while pending:
         here = pending.pop()
@@ -108,12 +112,14 @@ def _entries(top: bytes) -> Iterator[tuple[bytes, bool]]:
         try:
             with os.scandir(here) as entries:
                 for entry in entries:
+                    if len(entry.path) >= _PATH_MAX:
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
                     elif entry.is_file(follow_symlinks=False):
                         yield entry.path, False
         except OSError:
-            continue  # deeper than a path can say; or what its own check has told
+            continue  # its own check tells
 
 
 def _value(path: bytes) -> bytes:

@@ -719,7 +719,7 @@ print(open("file").read(), end="")
 
 
 def test_paths_longer_than_path_max(repo: api.Repository, where: Path, remount: Remount) -> None:
-    """Directories deeper than any path can name work by chdir(2), and are captured and mounted again."""
+    """Directories deeper than any path can name work by chdir(2), are captured, mounted again and found whole."""
     levels = 30
     assert levels * 251 > 4096 + 2000
     assert python(DEEP, where, str(levels), "make") == "deep"
@@ -731,6 +731,7 @@ def test_paths_longer_than_path_max(repo: api.Repository, where: Path, remount: 
     where = remount()
     assert python(DEEP, where, str(levels), "read") == "deep"
     assert changes(where) == []
+    assert repo.fsck().problems == []
     subprocess.run(["rm", "-r", where / ("d" * 250)], check=True, timeout=60)
     assert [it[0] for it in changes(where)] == [path]
 
