@@ -1,10 +1,22 @@
 """Every error a user can meet, with its exit code and the next command to run.
 
 The class says the kind (the stable name in ``--json``) and the exit code (sysexits(3)); the raiser says what
-is wrong and, in ``hint``, what to do next. Errors know nothing of errno: ``mount/fuse.py`` alone maps there.
+is wrong and, in ``hint``, what to do next. ``next_command`` has an answer where the raiser has none: it knows
+what went wrong there, not what that means for the whole.
 """
 
 from __future__ import annotations
+
+import errno
+
+_FREE_SPACE = "free some space and run it again; nothing was lost"
+_MORE_FILES = "ulimit -n says how many files may be open: raise it, then run it again"
+_BY_ERRNO = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: _MORE_FILES,
+}
 
 
 class HeddleError(Exception):
@@ -18,16 +30,29 @@ class HeddleError(Exception):
         kind: stable snake_case name, part of the ``--json`` contract.
         exit_code: the process's exit code, from sysexits(3).
         retry: True when the same command may succeed if it is simply run again.
+        advice: the hint of the whole class, for want of a better one.
     """
 
     kind = "error"
     exit_code = 70
     retry = False
+    advice: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def next_command(error: HeddleError) -> str | None:
+    """What to do about an error: as its raiser says, else as the operating system's error below it or its class asks.
+
+    Returns:
+        The hint for a user, or None when the message says it all.
+    """
+    cause = error.__cause__
+    below = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else None
+    return error.hint or below or error.advice
 
 
 # 64: wrong in itself, whatever the repository holds
@@ -120,12 +145,14 @@ class NotMounted(DataError):
     """No session serves this thread or path."""
 
     kind = "not_mounted"
+    advice = "heddle mounts"
 
 
 class StaleMount(DataError):
     """The session that served this place is gone and has to be recovered first."""
 
     kind = "stale_mount"
+    advice = "heddle mounts"
 
 
 # 69: a needed part is missing
@@ -136,6 +163,7 @@ class Unavailable(HeddleError):
 
     kind = "unavailable"
     exit_code = 69
+    advice = "heddle doctor"
 
 
 # 73 and 74: cannot create, input/output
@@ -153,18 +181,21 @@ class StorageError(HeddleError):
 
     kind = "io_error"
     exit_code = 74
+    advice = "heddle doctor"
 
 
 class CorruptObject(StorageError):
     """Stored bytes are not what was written; names the file and the object."""
 
     kind = "corrupt_object"
+    advice = "heddle fsck --full"
 
 
 class ObjectMissing(StorageError):
     """An object that something refers to is in no pack and no alternate."""
 
     kind = "object_missing"
+    advice = "heddle fsck --full"
 
 
 # 75: busy, try again
@@ -176,6 +207,7 @@ class Busy(HeddleError):
     kind = "busy"
     exit_code = 75
     retry = True
+    advice = "run it again in a moment"
 
 
 class ThreadMoved(Busy):

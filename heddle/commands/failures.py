@@ -24,6 +24,7 @@ from heddle.errors import (
     StaleMount,
     StorageError,
     UsageError,
+    next_command,
 )
 
 INTERRUPTED = 130
@@ -114,8 +115,9 @@ def _print(problem: HeddleError) -> None:
         output.warn(output.to_json({"error": _record(problem)}))
         return
     output.warn(f"heddle: {_printable(problem.message)}")
-    if problem.hint:
-        output.warn(f"hint: {_printable(problem.hint)}")
+    hint = next_command(problem)
+    if hint:
+        output.warn(f"hint: {_printable(hint)}")
 
 
 def _printable(message: str) -> str:
@@ -126,7 +128,7 @@ def _record(problem: HeddleError) -> dict[str, object]:
     return {
         "kind": problem.kind,
         "message": problem.message,
-        "hint": problem.hint,
+        "hint": next_command(problem),
         "exit_code": problem.exit_code,
         "retry": problem.retry,
     }
@@ -199,11 +201,11 @@ def _system_error(error: OSError) -> HeddleError:
     reason = error.strerror or str(error) or type(error).__name__
     where = f"{_text(error.filename)}: " if error.filename is not None else ""
     message = f"{where}{reason}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(message, hint="free some space and run it again; nothing was lost")
     if error.errno == errno.ENOENT and error.filename is None and _directory_is_gone():
         return StorageError("the current directory no longer exists", hint="cd to one that does")
-    return _KINDS.get(error.errno or 0, StorageError)(message)
+    problem = _KINDS.get(error.errno or 0, StorageError)(message)
+    problem.__cause__ = error
+    return problem
 
 
 def _directory_is_gone() -> bool:

@@ -12,7 +12,7 @@ from heddle.commands import output, views
 from heddle.commands.options import Message, Verb, argument, complete_thread, new_app
 from heddle.commands.output import printable
 from heddle.commands.settings import settings
-from heddle.errors import NotARepository, UsageError
+from heddle.errors import NotARepository, UsageError, next_command
 
 if TYPE_CHECKING:
     from heddle.api import Failed, Repository, Unmounted, Unmounting
@@ -128,8 +128,9 @@ def _show(done: Unmounting) -> None:
         output.confirm_done(_text(each))
     for failed in done.failed:
         output.warn(f"heddle: {printable(failed.error.message)}")
-        if failed.error.hint:
-            output.warn(f"hint: {failed.error.hint}")
+        hint = next_command(failed.error)
+        if hint:
+            output.warn(f"hint: {hint}")
     if not done.unmounted and not done.failed:
         output.confirm_done("nothing to unmount")
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heddle.errors import Busy, HeddleError, NotPermitted, StaleMount, Unavailable
+from heddle.errors import Busy, HeddleError, NotPermitted, StaleMount, Unavailable, next_command
 
 if TYPE_CHECKING:
     import socket
@@ -147,7 +147,7 @@ def error_record(error: HeddleError) -> Message:
     return {
         "kind": error.kind,
         "message": error.message,
-        "hint": error.hint,
+        "hint": next_command(error),
         "exit_code": error.exit_code,
         "retry": error.retry,
     }
@@ -457,9 +457,11 @@ class ControlServer:
 def _from_system(error: OSError) -> HeddleError:
     from heddle.errors import StorageError
 
-    return StorageError(
+    said = StorageError(
         f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     )
+    said.__cause__ = error
+    return said
 
 
 def _listen(path: Path) -> socket.socket:

@@ -198,7 +198,8 @@ def _failure(error: BaseException) -> Message:
         from heddle.errors import StorageError
 
         where = f"{error.filename}: " if error.filename else ""
-        error = StorageError(f"{where}{error.strerror or error}")
+        cause, error = error, StorageError(f"{where}{error.strerror or error}")
+        error.__cause__ = cause
     if not isinstance(error, HeddleError):
         error = HeddleError(f"the session failed: {type(error).__name__}: {error}")
     return {"error": error_record(error)}

@@ -18,6 +18,7 @@ import pytest
 from heddle import __version__, errors
 from heddle.cli import VERBS, main
 from heddle.commands import failures, program
+from heddle.mount import control
 
 from .conftest import Heddle
 
@@ -326,6 +327,41 @@ def test_an_error_without_a_hint_has_none(heddle: Heddle, monkeypatch: pytest.Mo
 
     assert heddle("version", code=65).stderr == "heddle: the message\n"
     assert heddle("version", "--json", code=65).error["hint"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "expected"),
+    [
+        (errors.StorageError("m", hint="its own"), errno.ENOSPC, "its own"),
+        (errors.StorageError("m"), errno.ENOSPC, "free some space"),
+        (errors.CannotCreate("m"), errno.EDQUOT, "free some space"),
+        (errors.StorageError("m"), errno.EMFILE, "ulimit -n"),
+        (errors.StorageError("m"), errno.EIO, "heddle doctor"),
+        (errors.CorruptObject("m"), None, "heddle fsck --full"),
+        (errors.Busy("m"), None, "run it again"),
+    ],
+)
+def test_an_error_without_a_hint_is_given_one(
+    heddle: Heddle,
+    error: errors.HeddleError,
+    number: int | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk, too few descriptors, damage: the next command is said though who met it did not know; across a
+    session's socket too."""
+
+    def fail() -> None:
+        raise error from (None if number is None else OSError(number, os.strerror(number)))
+
+    monkeypatch.setattr("heddle.commands.version.report", fail)
+    text = heddle("version", code=error.exit_code).stderr
+    found = heddle("version", "--json", code=error.exit_code).error
+    crossed = control.error_from(control.error_record(error))
+
+    assert text.splitlines()[-1].startswith(f"hint: {expected}")
+    assert found["hint"].startswith(expected)
+    assert (crossed.hint or "").startswith(expected)
 
 
 @pytest.mark.parametrize(
