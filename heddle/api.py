@@ -878,11 +878,17 @@ class Repository(repository.Repository):
             What was ended, and with ``keep_going`` what could not be.
 
         Raises:
-            ThreadNotFound, NotMounted: ``target`` means nothing that is mounted.
+            ThreadNotFound, NotMounted: ``target`` means nothing that is mounted; nor, with ``discard``, a thread
+                that a session which is over left something unsaved.
             MountBusy: processes use one; it was left as it is, and the others were ended.
             HeddleError: one could not be ended, or not be captured first.
         """
-        sessions = _selected(self.runtime, self, target, stale)
+        try:
+            sessions = _selected(self.runtime, self, target, stale)
+        except NotMounted:
+            if not discard or target not in self.threads:
+                raise
+            return Unmounting([ending.discard_left(self, str(target), self.runtime)], [])
         if self.git is not None and not discard:
             from heddle.git import branches
 

@@ -139,7 +139,7 @@ def _record(done: Unmounted) -> dict[str, object]:
     dirty, dropped = done.dirty, done.discarded
     return {
         "thread": done.spec,
-        "mountpoint": str(done.mountpoint),
+        "mountpoint": None if done.mountpoint is None else str(done.mountpoint),
         "was": done.was,
         "method": done.method,
         "dirty": dirty and {"files": dirty.files, "bytes": dirty.bytes},
@@ -158,7 +158,9 @@ def _failed_record(failed: Failed) -> dict[str, object]:
 
 def _text(done: Unmounted) -> str:
     text = f"unmounted {printable(done.spec)} from {printable(str(done.mountpoint))}"
-    if done.was != "live":
+    if done.was is None:
+        text = f"{printable(done.spec)} was not mounted any more"
+    elif done.was != "live":
         text += f", which was {done.was}"
     if done.discarded is not None:
         dropped = (

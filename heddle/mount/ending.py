@@ -61,10 +61,10 @@ class Unmounted(NamedTuple):
     Attributes:
         thread: the thread, or None for a read-only mount of a state.
         spec: the thread, or the state spec of a read-only mount.
-        mountpoint: where it was.
-        was: its state before.
+        mountpoint: where it was; None when it was over already, and only ``discard`` was left to do.
+        was: its state before; None as for ``mountpoint``.
         method: ``unmounted``; ``detached`` when it was pulled away lazily; ``stopped`` when only the process was left;
-            ``forgotten`` when only a record was.
+            ``forgotten`` when only a record was; ``discarded`` when it was over already.
         dirty: what stays unsaved in the overlay; None when that is nothing or can't be told.
         discarded: what ``discard`` dropped; None when it was not asked for.
         kept_in: where what was discarded was put aside.
@@ -72,8 +72,8 @@ class Unmounted(NamedTuple):
 
     thread: str | None
     spec: str
-    mountpoint: Path
-    was: SessionState
+    mountpoint: Path | None
+    was: SessionState | None
     method: str
     dirty: Amount | None = None
     discarded: Amount | None = None
@@ -407,6 +407,28 @@ def dirty_offline(repo: Repository | None, thread: str | None) -> Amount | None:
         return unsaved and Amount(*unsaved)
     finally:
         overlay.close()
+
+
+def discard_left(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Unmounted:
+    """Put aside what a thread's overlay holds that is not mounted: an unmount that discards can be given again.
+
+    Args:
+        repo: the repository.
+        thread: a thread of it.
+        runtime: the runtime directory.
+
+    Raises:
+        NotMounted: nothing is unsaved there.
+        Busy: it was mounted meanwhile, or another command is at it.
+    """
+    with runtime.changing(runtime.session_id(repo.path, thread)):
+        left = dirty_offline(repo, thread)
+        if left is not None and not left.files:
+            raise NotMounted(f"'{thread}' is not mounted, and nothing is unsaved in its overlay")
+        done = _discard(repo, Unmounted(thread, thread, None, None, "discarded"))
+    if done.discarded is None:
+        raise _nothing_there(repo, thread)
+    return done
 
 
 def _discard(repo: Repository | None, done: Unmounted) -> Unmounted:

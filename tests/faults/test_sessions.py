@@ -286,6 +286,24 @@ def test_mount_create_can_be_repeated(machine: Machine, point: str) -> None:
     assert machine.heddle(*words) == 65
 
 
+@pytest.mark.parametrize(
+    ("point", "again"),
+    [("unmount.unmounted", 0), ("overlay.before-park", 0), ("overlay.parked", 65)],
+)
+def test_a_discard_can_be_repeated(machine: Machine, point: str, again: int) -> None:
+    """``unmount --discard`` that was killed after it had ended the session can be run again; the work is parked."""
+    assert machine.mount() == 0
+    work(machine.place)
+    assert machine.unmount("--discard", fault=point) == -signal.SIGKILL
+    wait_until(lambda: not machine.place.exists(), "the session to tidy up")
+
+    assert machine.unmount("--discard") == again, machine.said
+    assert machine.heddle("overlay", "restore", "agent") == 0, machine.said
+    assert machine.mount() == 0, machine.said
+    holds_the_work(machine.place)
+    assert machine.unmount() == 0, machine.said
+
+
 PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "upper.before-whiteout": lambda place: (place / "c").unlink(),
     "upper.before-publish": lambda place: (place / "c").chmod(0o755),

@@ -482,6 +482,23 @@ def test_discard_puts_unsaved_work_aside(repo: api.Repository, mounted: Any) -> 
     assert os.listdir(mounted("agent-1").mountpoint) == []
 
 
+def test_discard_after_the_session_is_over(repo: api.Repository, mounted: Any) -> None:
+    """An unmount that ended the session and was interrupted before it discarded can be given again; only that."""
+    (mounted("agent-1").mountpoint / "f").write_text("12345")
+    repo.unmount("agent-1")
+    [end] = repo.unmount("agent-1", discard=True).unmounted
+
+    assert (end.method, end.was, end.mountpoint) == ("discarded", None, None)
+    assert end.discarded is not None and end.kept_in is not None
+    assert (end.discarded.files, end.discarded.bytes) == (1, 5)
+    assert [path.read_text() for path in end.kept_in.rglob("f")] == ["12345"]
+    with pytest.raises(NotMounted):
+        repo.unmount("agent-1", discard=True)
+    repo.threads.create("never-mounted", None)
+    with pytest.raises(NotMounted):
+        repo.unmount("never-mounted", discard=True)
+
+
 def test_capture_at_the_unmount(repo: api.Repository, mounted: Any) -> None:
     """``capture`` records first; a mount without changes is simply ended."""
     done = mounted("agent-1")
