@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -374,16 +374,21 @@ class ControlServer:
 
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
+    def listen_again(self) -> None:
+        """Go on at a new socket, since somebody has removed the one that there was.
+
+        Raises:
+            OSError: none can be made.
+        """
+        gone, self._listener = self._listener, _listen(self._path)
+        self.start()
+        _stop_listening(gone)
+
     def close(self) -> None:
         """Stop listening and remove the socket."""
-        import socket
-
-        try:
+        with suppress(OSError):
             self._path.unlink(missing_ok=True)
-            self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self._listener.close()
+        _stop_listening(self._listener)
 
     def drain(self, timeout_s: float) -> None:
         """Wait until every request has its answer, or ``timeout_s`` seconds."""
@@ -393,9 +398,10 @@ class ControlServer:
     def _accept(self) -> None:
         import threading
 
+        listener = self._listener
         while True:
             try:
-                connection, _address = self._listener.accept()
+                connection, _address = listener.accept()
             except OSError as error:
                 if error.errno in _NOT_NOW:
                     time.sleep(_RETRY_S)
@@ -478,6 +484,14 @@ def _listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _stop_listening(listener: socket.socket) -> None:
+    import socket
+
+    with suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+    listener.close()
 
 
 def check_peer(connection: socket.socket) -> None:

@@ -109,6 +109,7 @@ def wake(session: Session, patience_s: float = PATIENCE_S) -> bool:
         return False
     if process.is_stopped():
         process.signal(signal.SIGCONT)
+    registry.call_back([session.record], patience_s)
     deadline = time.monotonic() + patience_s
     while (left_s := deadline - time.monotonic()) > 0:
         answer = control.ping(session.record.socket, left_s)

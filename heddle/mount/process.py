@@ -54,6 +54,15 @@ class ProcessIdentity(NamedTuple):
         fields = _stat_fields(self.pid)
         return fields is not None and fields[0] in _STOPPED_STATES
 
+    def catches(self, number: int) -> bool:
+        """Whether it has a handler for a signal, which would otherwise end it."""
+        try:
+            status = (PROC / str(self.pid) / "status").read_text(errors="replace")
+        except OSError:
+            return False
+        masks = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
     def signal(self, number: int) -> bool:
         """Send a signal to this process and to no other.
 

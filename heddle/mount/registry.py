@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,6 +32,9 @@ __all__ = ["Location", "Session", "SessionRecord", "forget", "locate", "register
 
 SessionState = Literal["live", "stale", "hung"]
 PROBE_TIMEOUT_S = 1.0
+CALL_BACK = signal.SIGUSR1
+"""Tells a session that its control socket is gone."""
+_CALL_BACK_STEP_S = 0.01
 
 
 class Crash(NamedTuple):
@@ -363,11 +368,34 @@ def survey(
     if not candidates:
         return []
     worked = [it.record and it.record.process.cpu_ticks() for it in candidates]
+    call_back([it.record for it in candidates if it.record is not None], timeout_s)
     answers = control.ping_all([it.socket(runtime) for it in candidates], timeout_s)
     return [
         _judge(candidate, answer, ticks, timeout_s)
         for candidate, answer, ticks in zip(candidates, answers, worked, strict=True)
     ]
+
+
+def call_back(records: Iterable[SessionRecord], timeout_s: float) -> None:
+    """Have sessions listen again whose socket was removed: a runtime directory may be cleaned under them.
+
+    Args:
+        records: of any sessions, dead ones too.
+        timeout_s: how long to wait for those that were asked to, in seconds.
+    """
+    deaf = [it for it in records if not os.path.lexists(it.socket)]
+    called = [it for it in deaf if it.process.catches(CALL_BACK) and _call(it.process)]
+    deadline = time.monotonic() + timeout_s
+    while any(not os.path.lexists(it.socket) for it in called) and time.monotonic() < deadline:
+        time.sleep(_CALL_BACK_STEP_S)
+
+
+def _call(process: ProcessIdentity) -> bool:
+    """Ask a process to listen again, unless it is stopped."""
+    try:
+        return not process.is_stopped() and process.signal(CALL_BACK)
+    except PermissionError:
+        return False
 
 
 def _candidates(runtime: RuntimeDirectory, repo: Repository | None) -> list[_Candidate]:

@@ -446,14 +446,23 @@ class _Session:
         )
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        """SIGTERM and SIGINT mean: unmount, whoever still uses it, and lose nothing that was written."""
+        """SIGTERM and SIGINT mean: unmount, whoever still uses it, and lose nothing that was written.
+
+        SIGUSR1 means: nobody can reach the control socket.
+        """
         import signal
 
         import trio
 
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        from heddle.mount.registry import CALL_BACK
+
+        signal.signal(CALL_BACK, signal.SIG_IGN)  # as it is again behind the loop
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, CALL_BACK) as signals:
             task_status.started()
             async for number in signals:
+                if number == CALL_BACK:
+                    self._be_found_again()
+                    continue
                 _note(f"{signal.Signals(number).name}: unmounting")
                 try:
                     await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
@@ -461,6 +470,23 @@ class _Session:
                     RuntimeError
                 ) as error:  # no memory for a thread; the next signal may find some
                     _warn(f"not unmounted: {error}")
+
+    def _be_found_again(self) -> None:
+        """Make what somebody has removed from the runtime directory, a cleaner of old files perhaps."""
+        from heddle.errors import HeddleError
+        from heddle.mount import registry
+        from heddle.mount.runtime import RuntimeDirectory
+
+        if self._token is None or self._record.socket.exists():
+            return
+        try:
+            RuntimeDirectory.at(self._runtime.path)
+            self._control.listen_again()
+            registry.register(self._runtime, self._record)
+        except (OSError, HeddleError, RuntimeError) as error:
+            _warn(f"the control socket is gone, and no new one can be made: {error}")
+        else:
+            _warn("the control socket was gone: there is a new one")
 
     def _mounted(self, nursery: trio.Nursery) -> None:
         """The mount answers: open the control socket, leave a record, tell whoever waits."""

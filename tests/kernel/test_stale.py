@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -329,6 +330,42 @@ def test_a_live_mount_without_record_and_socket(
     repo.unmount("agent-1")
     wait_until(lambda: sessions_of(tmp_path) == [], "the session to end")
     assert not is_mounted(done.mountpoint)
+
+
+def test_a_runtime_directory_that_was_removed(
+    repo: api.Repository, mounted: Any, tmp_path: Path
+) -> None:
+    """A session whose runtime directory was cleaned away serves on, is reached again, and ends as usual."""
+    done = mounted("agent-1", tmp_path / "place")
+    wait_until(lambda: repo.database.mounts() != [], "the row")
+    with (done.mountpoint / "open").open("w") as file:
+        shutil.rmtree(repo.runtime.path)
+        file.write("kept")
+        again = heddle.open(repo.path)
+        [info] = again.mounts()
+        assert ("live", done.pid) == (info.state, info.pid)
+        file.write(" open")
+    assert again.capture(message="m", thread="agent-1").added == 1
+
+    again.unmount("agent-1")
+    assert sessions_of(tmp_path) == []
+    assert [name for name in os.listdir(repo.runtime.path) if not name.endswith(".lock")] == []
+
+
+def test_a_stopped_session_without_socket(
+    repo: api.Repository, mounted: Any, tmp_path: Path
+) -> None:
+    """A session that is stopped, and whose socket was removed, hangs until ``mount`` wakes it."""
+    done = mounted("agent-1", tmp_path / "place")
+    wait_until(lambda: repo.database.mounts() != [], "the row")
+    os.kill(done.pid, signal.SIGSTOP)
+    shutil.rmtree(repo.runtime.path)
+    again = heddle.open(repo.path)
+    [info] = again.mounts()
+    assert info.state == "hung"
+
+    woken = again.mount("agent-1")
+    assert (woken.already_mounted, woken.pid) == (True, done.pid)
 
 
 def test_a_hung_mount_without_record_does_not_hang_mounts(
