@@ -288,9 +288,21 @@ def _plan_thread(
             raise _thread_exists(thread)
         plan.makes_thread = not exists
     elif not exists:
-        how = f"{thread} --read-only" if thread in repo.markers else f"{thread} --create"
-        raise ThreadNotFound(f"no thread '{thread}'", hint=f"heddle mount {how}")
+        raise ThreadNotFound(f"no thread '{thread}'", hint=_instead_of(repo, thread))
     return plan
+
+
+def _instead_of(repo: Repository, thread: str) -> str:
+    """What to give in the place of a thread that there is not; a dead mount may still bear its name."""
+    if thread in repo.markers:
+        return f"heddle mount {thread} --read-only"
+    last = repo.database.operations(limit=1, name=thread)
+    if last and last[0].kind == "thread-rename":
+        name = last[0].message.rpartition(" ")[2]
+        return f"{last[0].message}: heddle unmount --stale, then heddle mount {name}"
+    if last and last[0].kind == "thread-delete":
+        return f"it was deleted: heddle overlay list; a new one: heddle mount {thread} --create"
+    return f"heddle mount {thread} --create"
 
 
 def _made_for_this(repo: Repository, thread: str, start: ObjectID | None) -> bool:

@@ -23,6 +23,7 @@ import pytest
 from world import processes_of, sessions_of, supervisors_of, wait_until
 
 from heddle import api
+from heddle.errors import ThreadNotFound
 from heddle.mount import control, mountinfo, supervisor
 from heddle.mount.process import ProcessIdentity
 
@@ -239,12 +240,21 @@ def test_a_repository_that_is_gone(repo: api.Repository, crashed: Any, tmp_path:
 
 
 def test_a_thread_that_is_gone(repo: api.Repository, crashed: Any, tmp_path: Path) -> None:
-    """A thread that was renamed meanwhile is not mounted under its old name."""
+    """A thread that was renamed meanwhile is not mounted under its old name, and who tries to is told the new one."""
     repo.threads.rename("agent-1", "agent-2")
     supervisors_gone(tmp_path)
 
     assert listed(repo) == {"agent-1": "stale"}
+    with pytest.raises(ThreadNotFound) as caught:
+        repo.mount("agent-1")
+    hint = "agent-1 is now agent-2: heddle unmount --stale, then heddle mount agent-2"
+    assert caught.value.hint == hint
     repo.unmount(stale=True)
+
+    repo.threads.delete("agent-2", force=True)
+    with pytest.raises(ThreadNotFound) as caught:
+        repo.mount("agent-2")
+    assert "heddle overlay list" in (caught.value.hint or "")
 
 
 def test_a_killed_hung_session_stays_ended(
