@@ -1,21 +1,27 @@
 """Every error a user can meet, with its exit code and the next command to run.
 
 The class says the kind (the stable name in ``--json``) and the exit code (sysexits(3)); the raiser says what
-is wrong and, in ``hint``, what to do next. ``next_command`` has an answer where the raiser has none: it knows
-what went wrong there, not what that means for the whole.
+is wrong and, in ``hint``, what to do next. Who raises knows what failed there; what the operating system's error
+below it means for a user, ``as_told`` and ``next_command`` say.
 """
 
 from __future__ import annotations
 
 import errno
 
+_SQLITE_READONLY = 8
+_SQLITE_FULL = 13
 _FREE_SPACE = "free some space and run it again; nothing was lost"
 _MORE_FILES = "ulimit -n says how many files may be open: raise it, then run it again"
+_WHO_MAY = "ls -ld says who may do that, id who you are"
 _BY_ERRNO = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
     errno.EMFILE: _MORE_FILES,
     errno.ENFILE: _MORE_FILES,
+    errno.EACCES: _WHO_MAY,
+    errno.EPERM: _WHO_MAY,
+    errno.EROFS: "heddle doctor",
 }
 
 
@@ -50,9 +56,28 @@ def next_command(error: HeddleError) -> str | None:
     Returns:
         The hint for a user, or None when the message says it all.
     """
-    cause = error.__cause__
-    below = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else None
+    below = _FREE_SPACE if _sqlite_code(error) == _SQLITE_FULL else _BY_ERRNO.get(_errno(error))
     return error.hint or below or error.advice
+
+
+def as_told(error: HeddleError) -> HeddleError:
+    """The error that a user is told: what an owner, a mode or a read-only disk forbids is no damage."""
+    refused = _errno(error) in (errno.EACCES, errno.EPERM, errno.EROFS)
+    if type(error) is not StorageError or not (refused or _sqlite_code(error) == _SQLITE_READONLY):
+        return error
+    told = NotPermitted(error.message, hint=error.hint)
+    told.__cause__ = error.__cause__
+    return told
+
+
+def _errno(error: HeddleError) -> int:
+    return error.__cause__.errno or 0 if isinstance(error.__cause__, OSError) else 0
+
+
+def _sqlite_code(error: HeddleError) -> int:
+    """The primary result code (sqlite.org/rescode.html), or 0."""
+    code: int = getattr(error.__cause__, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 # 64: wrong in itself, whatever the repository holds

@@ -24,6 +24,7 @@ from heddle.errors import (
     StaleMount,
     StorageError,
     UsageError,
+    as_told,
     next_command,
 )
 
@@ -137,7 +138,7 @@ def _record(problem: HeddleError) -> dict[str, object]:
 def as_heddle_error(error: Exception) -> HeddleError:
     """Return the error that says to a user what ``error`` means."""
     if isinstance(error, HeddleError):
-        return _refused(error) if type(error) is StorageError else error
+        return as_told(error)
     typer = sys.modules.get("typer")
     if typer is not None and isinstance(error, typer.TyperException):
         return _usage_error(error)
@@ -157,16 +158,6 @@ def as_heddle_error(error: Exception) -> HeddleError:
     )
 
 
-def _refused(error: StorageError) -> HeddleError:
-    """What could not be read or written because its owner or mode, or a read-only disk, forbids it, is no damage."""
-    cause = error.__cause__
-    number = cause.errno if isinstance(cause, OSError) else None
-    is_read_only = getattr(cause, "sqlite_errorcode", 0) & 0xFF == _SQLITE_READONLY
-    if is_read_only or _KINDS.get(number or 0) is NotPermitted:
-        return NotPermitted(error.message, hint=error.hint)
-    return error
-
-
 def _is_object_id(args: Sequence[object]) -> bool:
     """Whether a KeyError names an object, which is how dulwich's object stores say that they lack one."""
     id = args[0] if args else None
@@ -180,7 +171,6 @@ def _usage_error(error: Exception) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
 
 
-_SQLITE_READONLY = 8
 _KINDS: dict[int, type[HeddleError]] = {
     errno.EACCES: NotPermitted,
     errno.EPERM: NotPermitted,

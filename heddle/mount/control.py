@@ -18,7 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heddle.errors import Busy, HeddleError, NotPermitted, StaleMount, Unavailable, next_command
+from heddle.errors import (
+    Busy,
+    HeddleError,
+    NotPermitted,
+    StaleMount,
+    Unavailable,
+    as_told,
+    next_command,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -143,13 +151,14 @@ class _Lines:
 
 
 def error_record(error: HeddleError) -> Message:
-    """What of an error crosses a socket or a pipe."""
+    """What of an error crosses a socket or a pipe; the system's error below it does not."""
+    told = as_told(error)
     return {
-        "kind": error.kind,
-        "message": error.message,
-        "hint": next_command(error),
-        "exit_code": error.exit_code,
-        "retry": error.retry,
+        "kind": told.kind,
+        "message": told.message,
+        "hint": next_command(told),
+        "exit_code": told.exit_code,
+        "retry": told.retry,
     }
 
 

@@ -337,6 +337,7 @@ def test_an_error_without_a_hint_has_none(heddle: Heddle, monkeypatch: pytest.Mo
         (errors.CannotCreate("m"), errno.EDQUOT, "free some space"),
         (errors.StorageError("m"), errno.EMFILE, "ulimit -n"),
         (errors.StorageError("m"), errno.EIO, "heddle doctor"),
+        (errors.NotPermitted("m"), errno.EROFS, "heddle doctor"),
         (errors.CorruptObject("m"), None, "heddle fsck --full"),
         (errors.Busy("m"), None, "run it again"),
     ],
@@ -431,7 +432,9 @@ def test_what_storage_may_not_do_is_no_damage(number: int, code: int) -> None:
     refused.__cause__.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY
 
     problem, database = failures.as_heddle_error(error), failures.as_heddle_error(refused)
+    crossed = control.error_from(control.error_record(error))
 
+    assert (crossed.exit_code, crossed.kind) == (code, problem.kind)
     assert (problem.exit_code, problem.message, problem.hint) == (code, error.message, error.hint)
     assert database.exit_code == 77
 
