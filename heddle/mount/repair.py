@@ -1,8 +1,8 @@
 """``fsck`` with all that it knows, and ``fsck --repair``: the whole repository, part by part.
 
 Owns the order: packs, whose states the database may have to be made of; the database; then what stands on it:
-settings, alternates, sessions, overlays; then what is lost is looked for in files that are still there. How each part
-is mended is its own module's.
+settings, alternates, sessions; then what is lost is looked for in files that are still there, before overlays are
+mended, which set aside what needs it. How each part is mended is its own module's.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def repair(
         _mend_alternates(repo, done)
         _mend_registry(repo, runtime, done)
         _park_orphans(repo, done)
-        mend.mend(repo, done, full=full)
         if not dry_run:
             _find_lost(repo, done)
+        mend.mend(repo, done, full=full)
         report = check(repo, full=full, progress=progress)
         done.lost += [each.what for each in report.problems if each.kind == "lost_object"]
         done.finish()

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import heddle
 from heddle import api, faults
 from heddle.errors import Busy, HeddleError
 from heddle.mount import upper as up
+from heddle.mount.files import LARGE
 from heddle.mount.overlay import Overlay
 from heddle.objects.gitformat import BLOB
 from heddle.repo.gc import collect
@@ -278,6 +280,24 @@ def test_lost_bytes_that_are_still_in_a_file(world: Path) -> None:
     assert any("stored again" in line for line in done.mended)  # type: ignore[attr-defined]
     assert (report.problems, done.lost) == ([], [])  # type: ignore[attr-defined]
     repo.close()
+
+
+def test_a_large_file_in_parts_whose_captured_bytes_are_found_again(world: Path) -> None:
+    """A change in a large file stays where its captured bytes are lost with a pack and still lie in a file."""
+    content = bytes(range(251)) * (6 * LARGE // 5 // 251)
+    (world / "large").write_bytes(content)
+    with closing(heddle.open(world)) as repo:
+        repo.capture(message="Large")
+        repo.threads.create("editor", repo.resolve("main"))
+    editor = World(world)
+    editor.hand("editor").write("large", b"HERE", offset=5)
+    editor.close()
+    pack = pack_of(world, "main", b"large")
+    change(pack, pack.stat().st_size // 2)
+
+    mended(world)
+    with closing(World(world)) as editor:
+        assert editor.hand("editor").read("large") == content[:5] + b"HERE" + content[9:]
 
 
 def test_an_object_that_another_pack_has(world: Path) -> None:
