@@ -8,7 +8,9 @@ everything can be.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +114,15 @@ def _create(path: Path, repo: Repository) -> None:
         head = HEADS[len(HEADS) :] + repo.head.encode()
         Repo.init_bare(path, default_branch=head, object_format=repo.object_format).close()
     except OSError as error:
+        _make_empty(path)  # or the next attempt would take it for something else's
         raise CannotCreate(f"can't make {path}: {error.strerror}") from error
+
+
+def _make_empty(path: Path) -> None:
+    """Remove the beginning of a repository from a directory that was empty or not there."""
+    with suppress(OSError):
+        for inside in path.iterdir():
+            shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
 
 
 # into the git repository that we lie on

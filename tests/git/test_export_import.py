@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import heddle
 from heddle import api
-from heddle.errors import DataError, HeddleError, ThreadNotFound
+from heddle.errors import CannotCreate, DataError, HeddleError, ThreadNotFound
 from heddle.git.branches import Diverged
 from heddle.git.export import export
 from heddle.git.importing import import_git
@@ -191,6 +192,26 @@ def test_a_target_that_is_no_git_repository(plain: api.Repository, tmp_path: Pat
         export(plain, to=tmp_path / "out")
 
     assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_a_target_that_could_not_be_made(
+    plain: api.Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was full when the target was begun is no reason to refuse it later."""
+    from dulwich.repo import Repo
+
+    def half(path: Path, **_options: object) -> None:
+        (path / "refs").mkdir()
+        (path / "description").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repo, "init_bare", half)
+        with pytest.raises(CannotCreate):
+            export(plain, to=tmp_path / "out.git")
+
+    export(plain, to=tmp_path / "out.git")
+    assert run_git(tmp_path / "out.git", "fsck", "--strict") is not None
 
 
 @pytest.mark.parametrize(
