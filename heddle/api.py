@@ -304,10 +304,7 @@ class Repository(repository.Repository):
         doing = linked.unfinished(self.git)
         detached = doing in linked.DETACHING  # what is captured then is a thread's of its own
         if doing and not detached and self._is_working_directory(thread):
-            raise DataError(
-                f"git is in the middle of a {doing} here",
-                hint=f"git {doing} --continue, or --abort",
-            )
+            raise linked.in_the_way(self.git, doing)
         worktrees.require_capturable(self, thread)
 
     def pull(

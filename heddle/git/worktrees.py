@@ -158,11 +158,7 @@ def require_capturable(repo: Repository, thread: str) -> None:
             continue
         doing = each.doing()
         if doing is not None:
-            end = "reset" if doing == "bisect" else "--continue, or --abort"
-            raise DataError(
-                f"git is in the middle of {'an' if doing == 'am' else 'a'} {doing} in {each.git.checkout}",
-                hint=f"git {doing} {end}",
-            )
+            raise linked.in_the_way(each.git, doing)
         other = other_branch(repo, thread)
         if other is not None:
             hint = f"git commit, git switch {thread}, or heddle mount {other} elsewhere"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from heddle import faults
-from heddle.errors import HeddleError
+from heddle.errors import DataError, HeddleError
 from heddle.repo import gitconfig, gitindex, gitlink
 from heddle.repo.gitlink import GitDir
 from heddle.repo.names import overlay_dir
@@ -269,6 +269,20 @@ def unfinished(git: GitDir) -> str | None:
         if any((git.path / name).exists() for name in names):
             return what
     return None
+
+
+def in_the_way(git: GitDir, doing: str) -> DataError:
+    """Refuses what has to wait until git in a checkout has finished something.
+
+    Args:
+        git: the checkout.
+        doing: as `unfinished` says.
+    """
+    article = "an" if doing == "am" else "a"
+    end = "reset" if doing == "bisect" else "--continue, or --abort"
+    return DataError(
+        f"git is in the middle of {article} {doing} in {git.checkout}", hint=f"git {doing} {end}"
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -84,11 +84,13 @@ def switch(
     Raises:
         ThreadNotFound, ThreadExists, InvalidName: about ``name``.
         UnsavedChanges: something unsaved is in the way; nothing was changed.
-        DataError: the thread holds a name that can't be written; nothing was changed.
+        DataError: the thread holds a name that can't be written, or git is in the middle of something; nothing was
+            changed.
         Busy: another command is changing the working directory.
         StorageError: the disk is full or failing; running it again finishes what was begun.
     """
     with working_directory_locked(repo):
+        _refuse_unfinished(repo)
         base = repo.worktree_base()
         if create:
             return _switch_to_new(repo, name, base, attribution)
@@ -98,6 +100,15 @@ def switch(
         if (repo.head, base) != (name, target):
             repo.move_head(name, base=target, attribution=attribution)
         return Switched(name, target, count)
+
+
+def _refuse_unfinished(repo: Repository) -> None:
+    """Git would finish on another branch what it has begun on this one; a bisect goes on anywhere, as for git."""
+    from heddle.repo import linked
+
+    doing = None if repo.git is None else linked.unfinished(repo.git)
+    if repo.git is not None and doing not in (None, "bisect"):
+        raise linked.in_the_way(repo.git, doing)
 
 
 def _switch_to_new(

@@ -514,6 +514,34 @@ def test_no_capture_in_the_middle_of_a_merge(repo: api.Repository, git: Git) -> 
         repo.capture(message="Half")
 
 
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        ["merge", "--no-ff", "--no-commit", "other"],
+        ["rebase", "-q", "--exec", "false", "HEAD~1"],
+        ["revert", "--no-commit", "HEAD"],
+    ],
+    ids=lambda begin: begin[0],
+)
+def test_no_switch_in_the_middle_of_a_merge(
+    repo: api.Repository, git: Git, begin: list[str], create: bool
+) -> None:
+    """Git would finish it on the other branch: it is refused, as git refuses it, and nothing has moved."""
+    git("switch", "-q", "-c", "other", "HEAD~1")
+    commit_file(repo.path, "b.txt", "other\n")
+    git("switch", "-q", "main")
+    commit_file(repo.path, "a.txt", "once more\n")
+    git(*begin, code=None)
+    repo = heddle.open(repo.path)
+    before = git("status", "--porcelain"), git("rev-parse", "HEAD"), repo.head
+
+    with pytest.raises(DataError, match=f"middle of a {begin[0]}"):
+        repo.switch("new" if create else "other", create=create)
+
+    assert (git("status", "--porcelain"), git("rev-parse", "HEAD"), repo.head) == before
+
+
 def test_a_format_of_the_future_is_refused(repo: api.Repository, git: Git) -> None:
     """A git repository with an unknown extension is not written to; heddle itself still opens."""
     git("config", "core.repositoryformatversion", "1")
