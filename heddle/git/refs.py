@@ -82,7 +82,7 @@ class GitRefs:
     @property
     def is_bare(self) -> bool:
         """Whether it has no checkout of its own."""
-        return gitlink.is_bare(self.git, self.config)
+        return gitlink.is_bare(self.git)
 
     @property
     def object_format(self) -> str:

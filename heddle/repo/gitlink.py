@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from heddle.objects.gitdir import GitObjects
 
 _UNTRUSTED_MODES = re.compile(rb"filemode\s*=\s*(false|no|off|0)", re.IGNORECASE)
+_MAY_BE_BARE = re.compile(rb"bare[ \t]*(=[ \t\"]*(true|yes|on|[1-9])|[\r\n;#]|$)", re.IGNORECASE)
 _BRANCH = b"refs/heads/"
 _HEX_DIGITS = b"0123456789abcdef"
 _KNOWN_EXTENSIONS = frozenset(
@@ -36,10 +37,10 @@ class GitDir:
     """Where a git checkout keeps its things.
 
     Attributes:
-        checkout: the directory that holds ``.git``.
+        checkout: the directory that holds ``.git``; a bare repository itself.
         path: this checkout's own git directory (HEAD, index).
         common: the directory shared by all work trees of the repository (objects, refs, config).
-        bare: there is no checkout; all three are the one directory.
+        bare: there is no checkout; all three are the one directory, unless a ``.git`` leads to it.
     """
 
     checkout: Path
@@ -77,7 +78,10 @@ def find(checkout: Path) -> GitDir | None:
         common = path / os.fsdecode((path / "commondir").read_bytes().rstrip(b"\r\n"))
     if not (common / "objects").is_dir():
         raise _no_repository(common)
-    return GitDir(checkout, path.resolve(), common.resolve())
+    is_main = path == common
+    return GitDir(
+        checkout, path.resolve(), common.resolve(), bare=is_main and bool(_says_bare(common))
+    )
 
 
 def _find_bare(path: Path) -> GitDir | None:
@@ -85,10 +89,29 @@ def _find_bare(path: Path) -> GitDir | None:
         return None
     if not (path / "refs").is_dir() or not (path / "config").is_file():
         return None
-    if not _config(path).get_boolean((b"core",), b"bare", False):
+    if not _says_bare(path):
         return None
     path = path.resolve()
     return GitDir(path, path, path, bare=True)
+
+
+def _says_bare(common: Path) -> bool | None:
+    """``core.bare``, which git-worktree(1) moves to where the main checkout's own settings are; None: it is not said.
+
+    Raises:
+        ConfigError: that can't be read.
+    """
+    from heddle.repo import gitconfig
+
+    for path in (common / "config.worktree", common / "config"):
+        content = _content(path)
+        if _MAY_BE_BARE.search(content):  # in hardly any checkout; parsing takes 20 ms
+            said = gitconfig.values(path, b"core", b"bare")
+            if said:
+                return said[-1].lower() in (b"true", b"yes", b"on", b"1")
+        elif b"bare" in content.lower():
+            return False
+    return None
 
 
 def _no_repository(path: Path) -> DataError:
@@ -108,7 +131,9 @@ def check_owner(git: GitDir, environment: Mapping[str, str]) -> None:
     ours = {os.geteuid()}
     if ours == {0} and environment.get("SUDO_UID", "").isdigit():
         ours.add(int(environment["SUDO_UID"]))
-    places = [git.path] if git.bare else [git.checkout, git.checkout / ".git", git.path]
+    places = [git.path]
+    if git.checkout != git.path:
+        places += [git.checkout, git.checkout / ".git"]
     strange = [place for place in places if os.lstat(place).st_uid not in ours]
     if strange and not _is_safe(git.checkout, environment):
         raise NotPermitted(
@@ -214,10 +239,10 @@ def _setting(config: ConfigFile, section: bytes, name: bytes) -> bytes | None:
         return None
 
 
-def is_bare(git: GitDir, config: ConfigFile) -> bool:
-    """Whether a repository has no checkout but linked ones."""
-    bare = (_setting(config, b"core", b"bare") or b"").lower()
-    return bare == b"true" or (not bare and git.checkout == git.common)
+def is_bare(git: GitDir) -> bool:
+    """Whether a repository has no checkout but linked ones; raises ConfigError."""
+    said = _says_bare(git.common)
+    return git.checkout == git.common if said is None else said
 
 
 def object_format(git: GitDir) -> str:

@@ -246,7 +246,7 @@ def _note(path: Path) -> dict[str, Any]:
 
 def holders(git: GitDir) -> dict[bytes, Path]:
     """The branches that a checkout is on or is rebasing, by full ref name, with the checkout."""
-    is_bare = gitlink.is_bare(git, gitlink.check_format(git))
+    is_bare = gitlink.is_bare(git)
     places = {}
     if not is_bare:
         places[git.common] = git.common.parent if git.common.name == ".git" else git.common

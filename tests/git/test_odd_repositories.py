@@ -154,6 +154,35 @@ def test_a_bare_repository(checkout: Path, git: Git, tmp_path: Path) -> None:
             refused()
 
 
+@pytest.mark.parametrize("layout", [".git file", "core.bare", "config.worktree"])
+def test_a_bare_repository_that_does_not_look_like_one(
+    checkout: Path, git: Git, tmp_path: Path, layout: str
+) -> None:
+    """What git takes for bare is bare: no file beside its ``.git`` is anybody's working directory."""
+    place, bare = tmp_path / "place", tmp_path / "place/.bare"
+    if layout == "core.bare":
+        place, bare = checkout, checkout / ".git"
+        git("config", "core.bare", "true")
+    else:
+        git("clone", "-q", "--bare", ".", bare)
+        (place / ".git").write_text("gitdir: ./.bare\n")
+    if layout == "config.worktree":
+        git("worktree", "add", "-q", tmp_path / "tree", "-b", "other", at=bare)
+        git("sparse-checkout", "set", "d", at=tmp_path / "tree")  # moves core.bare there
+        place = bare
+    repo = opened(place)
+    (place / "new").write_text("new\n")
+    other = tmp_path / "linked"
+    git("worktree", "add", "-q", other, "main", at=bare)
+
+    assert (repo.head, state(repo, "main")) == ("main", git("rev-parse", "main", at=bare))
+    assert changed(repo) == []
+    for refused in (lambda: repo.capture(message="x"), lambda: repo.switch("main")):
+        with pytest.raises(DataError, match="bare"):
+            refused()
+    assert opened(other).switch("main").thread == "main"
+
+
 def test_a_capture_moves_the_branch_of_a_bare_repository(
     checkout: Path, git: Git, tmp_path: Path
 ) -> None:
