@@ -69,9 +69,9 @@ class GitRefs:
 
     @cached_property
     def _files(self) -> DiskRefsContainer:
-        from dulwich.refs import DiskRefsContainer
+        from heddle.repo.gitfiles import RefFiles
 
-        return DiskRefsContainer(self.git.common, self.git.path)
+        return RefFiles(self.git.common, self.git.path)
 
     def _setting(self, section: bytes, name: bytes) -> bytes | None:
         try:

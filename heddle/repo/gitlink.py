@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from heddle import atomic
 from heddle.errors import DataError, InvalidName, NotPermitted, StorageError
+from heddle.objects.gitformat import ID_LENGTHS
 
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _UNTRUSTED_MODES = re.compile(rb"filemode\s*=\s*(false|no|off|0)", re.IGNORECASE)
 _MAY_BE_BARE = re.compile(rb"bare[ \t]*(=[ \t\"]*(true|yes|on|[1-9])|[\r\n;#]|$)", re.IGNORECASE)
 _BRANCH = b"refs/heads/"
-_HEX_DIGITS = b"0123456789abcdef"
 _KNOWN_EXTENSIONS = frozenset(
     (b"objectformat", b"worktreeconfig", b"partialclone", b"noop", b"preciousobjects")
 ) | {b"relativeworktrees"}
@@ -76,7 +76,7 @@ def find(checkout: Path) -> GitDir | None:
     common = path
     if (path / "commondir").is_file():
         common = path / os.fsdecode((path / "commondir").read_bytes().rstrip(b"\r\n"))
-    if not (common / "objects").is_dir():
+    if not (common / "objects").is_dir() or not (common / "refs").is_dir():
         raise _no_repository(common)
     is_main = path == common
     return GitDir(
@@ -191,6 +191,9 @@ def check_format(git: GitDir) -> ConfigFile:
             if name.lower() not in _KNOWN_EXTENSIONS
             and (name.lower(), value.lower()) != (b"refstorage", b"files")
         ]
+        said = _setting(config, b"extensions", b"objectformat") or b"sha1"
+        if said.decode(errors="replace").lower() not in ID_LENGTHS:
+            unknown.append(b"objectformat=" + said)
     if version not in (b"0", b"1") or unknown:
         what = b", ".join([b"version " + version, *sorted(unknown)])
         raise DataError(
@@ -270,25 +273,24 @@ def follow_head(git: GitDir, refs: DiskRefsContainer) -> tuple[bytes | None, Obj
         StorageError: HEAD or that ref is damaged.
     """
     from dulwich.errors import PackedRefsException, RefFormatError
-    from dulwich.refs import HEADREF, SymrefLoop
+    from dulwich.refs import HEADREF, SymrefLoop, check_ref_format
+
+    from heddle.repo.gitfiles import damaged
 
     try:
         names, commit = refs.follow(HEADREF)
-        ref = names[-1]
-        lost = commit is None and (ref == HEADREF or refs.read_ref(ref) is not None)
     except PackedRefsException as error:
         raise StorageError(
             f"{git.common / 'packed-refs'} is damaged: {error}", hint="git fsck says more"
         ) from error
     except (SymrefLoop, RefFormatError, KeyError, ValueError) as error:
-        raise _damaged_ref(git, HEADREF) from error
-    if lost or (commit and (len(commit) not in (40, 64) or commit.strip(_HEX_DIGITS))):
-        raise _damaged_ref(git, ref)
-    return (None if ref == HEADREF else bytes(ref)), commit
-
-
-def _damaged_ref(git: GitDir, ref: bytes) -> StorageError:
-    return StorageError(f"{os.fsdecode(ref)} in {git.path} is damaged", hint="git fsck says more")
+        raise damaged(git.path, HEADREF) from error
+    ref = names[-1]
+    if ref == HEADREF and commit is not None:
+        return None, commit
+    if not ref.startswith(b"refs/") or not check_ref_format(ref):
+        raise damaged(git.path, HEADREF)
+    return bytes(ref), commit
 
 
 def check_commit(git: GitDir, commit: ObjectID, format_name: str) -> None:
@@ -432,7 +434,7 @@ def _commit(objects: GitObjects, id: ObjectID) -> ObjectID | None:
 
 
 def _refs(git: GitDir) -> DiskRefsContainer:
-    from dulwich.refs import DiskRefsContainer
+    from heddle.repo.gitfiles import RefFiles
 
     check_format(git)
-    return DiskRefsContainer(git.common, git.path)
+    return RefFiles(git.common, git.path)

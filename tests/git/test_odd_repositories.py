@@ -266,6 +266,7 @@ def test_a_chain_of_alternates(checkout: Path, git: Git, tmp_path: Path) -> None
         {"core.repositoryformatversion": "2"},
         {"core.repositoryformatversion": "1", "extensions.fancy": "true"},
         {"core.repositoryformatversion": "1", "extensions.refStorage": "reftable"},
+        {"core.repositoryformatversion": "1", "extensions.objectFormat": "sha512"},
         {"core.repositoryformatversion": "1", "extensions.compatObjectFormat": "sha256"},
     ],
     ids=lambda settings: list(settings)[-1],
@@ -353,16 +354,21 @@ def empty(checkout: Path) -> None:
         (damage(Path(".git/HEAD")), StorageError, "HEAD"),
         (damage(Path(".git/HEAD"), ""), StorageError, "HEAD"),
         (damage(Path(".git/refs/heads/main")), StorageError, "refs/heads/main"),
+        (damage(Path(".git/HEAD"), "ref: ../main\n"), StorageError, "HEAD"),
+        (damage(Path(".git/HEAD"), "ref: refs/heads/\n"), StorageError, "HEAD"),
+        (damage(Path(".git/refs/heads/main"), ""), StorageError, "refs/heads/main"),
         (damage(Path(".git/refs/heads/main"), "1" * 40), StorageError, "1" * 40),
         (damage(Path(".git/config"), "[core\nx"), DataError, "config"),
         (without_objects, StorageError, "no commit"),
         (nowhere, DataError, "no git repository"),
         (empty, DataError, "no git repository"),
         (lambda checkout: shutil.rmtree(checkout / ".git/objects"), DataError, "no git repository"),
+        (lambda checkout: shutil.rmtree(checkout / ".git/refs"), DataError, "no git repository"),
     ],
     ids=[
-        *("HEAD", "empty HEAD", "ref", "ref to nothing", "config", "no objects", "no .git"),
-        *("empty .git", "no object directory"),
+        *("HEAD", "empty HEAD", "ref", "HEAD elsewhere", "HEAD on no name", "empty ref"),
+        *("ref to nothing", "config", "no objects", "no .git"),
+        *("empty .git", "no object directory", "no refs"),
     ],
 )
 def test_a_damaged_repository_is_refused(
@@ -393,6 +399,30 @@ def test_refs_damaged_later(repo: api.Repository, git: Git, name: str) -> None:
     assert len(list(again.log())) == 2
     assert [problem.exit_code for problem in again.git_problems.values()] == [74]
     assert (repo.path / ".git" / name).read_text() == "garbage\n"
+
+
+@pytest.mark.parametrize("name", ["main", "side"])
+def test_a_ref_that_a_crash_emptied(repo: api.Repository, git: Git, name: str) -> None:
+    """It is damaged, for heddle as for git: its older place in packed-refs is not where the branch is."""
+    git("branch", "-f", "side", "HEAD~1")
+    git("pack-refs", "--all")
+    git("branch", "-f", "side", "HEAD")
+    commit_file(repo.path, "a.txt", "newer\n")
+    expected = {thread.name: thread.state for thread in heddle.open(repo.path).threads}
+    (repo.path / f".git/refs/heads/{name}").write_bytes(b"")
+
+    again = heddle.open(repo.path)
+
+    assert {thread.name: thread.state for thread in again.threads} == expected
+    assert [problem.exit_code for problem in again.git_problems.values()] == [74]
+    assert f"refs/heads/{name}" in again.git_problems[""].message
+
+
+def test_an_empty_list_of_packed_refs(checkout: Path, git: Git) -> None:
+    """It holds nothing, as for git."""
+    (checkout / ".git/packed-refs").write_bytes(b"")
+
+    assert state(opened(checkout), "main") == git("rev-parse", "main")
 
 
 def test_a_damaged_object(repo: api.Repository, git: Git) -> None:

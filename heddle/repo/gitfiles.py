@@ -1,0 +1,55 @@
+"""Git's refs in files, as dulwich reads them, but that what is no ref is damage.
+
+Owns the difference between a ref that is not there and one that can't be read: a file that a crash has emptied would
+else be a branch that is not born, or the older value of the same ref in ``packed-refs``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dulwich.objects import ObjectID
+from dulwich.refs import SYMREF, DiskRefsContainer, Ref
+
+from heddle.errors import StorageError
+
+_HEX_DIGITS = b"0123456789abcdef"
+
+
+class RefFiles(DiskRefsContainer):
+    """The refs of a git repository.
+
+    Args:
+        common: the directory shared by all work trees.
+        path: this checkout's own.
+    """
+
+    def __init__(self, common: Path, path: Path) -> None:
+        super().__init__(common, path)
+        self._path = path
+
+    def read_loose_ref(self, name: Ref) -> bytes | None:
+        """What a ref's own file holds; None where there is none.
+
+        Raises:
+            StorageError: neither an id nor another ref.
+        """
+        held = super().read_loose_ref(name)
+        if held is None or held.startswith(SYMREF):
+            return held
+        if len(held) not in (40, 64) or held.strip(_HEX_DIGITS):
+            raise damaged(self._path, name)
+        return held
+
+    def get_packed_refs(self) -> dict[Ref, ObjectID]:
+        """What ``packed-refs`` holds; an empty file holds nothing, as for git."""
+        try:
+            return super().get_packed_refs()
+        except StopIteration:  # dulwich asks for a first line
+            return {}
+
+
+def damaged(path: Path, ref: bytes) -> StorageError:
+    """Says that a ref of the git directory at a path can't be read."""
+    return StorageError(f"{os.fsdecode(ref)} in {path} is damaged", hint="git fsck says more")
