@@ -210,7 +210,7 @@ def _is_recent_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
     """The same without looking behind the older state's time."""
     from heddle.repo.log import newest_first
 
-    since_s = repo.state(old).time_s
+    since_s = repo.state(old).committed_s
     return any(state.id == old for state in newest_first(repo, [new], since_s=since_s))
 
 

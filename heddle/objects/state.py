@@ -56,6 +56,7 @@ class State:
         message: what the author says about it.
         time_s: when the author made it, in seconds since 1970; 0 where the commit says nothing a calendar holds.
         timezone_s: the author's offset from UTC, in seconds east; less than a day.
+        committed_s: when the commit was written, which a rebase does again: what history is ordered by. As ``time_s``.
     """
 
     id: ObjectID
@@ -69,6 +70,7 @@ class State:
     message: str
     time_s: int
     timezone_s: int
+    committed_s: int
 
 
 def new_change_id() -> str:
@@ -194,7 +196,7 @@ def decode(id: ObjectID, raw: bytes) -> State:
     # Git shows commits that lack one of the two, or both, and so do we.
     author = headers.get(b"author", headers.get(b"committer", b""))
     principal, time_s, timezone_s = _decode_identity(author, encoding)
-    committer = _decode_identity(headers.get(b"committer", author), encoding)[0]
+    committer, committed_s, _ = _decode_identity(headers.get(b"committer", author), encoding)
     return State(
         id=id,
         tree=headers[b"tree"],  # type: ignore[arg-type]
@@ -207,6 +209,7 @@ def decode(id: ObjectID, raw: bytes) -> State:
         message=_text(body, encoding),
         time_s=time_s,
         timezone_s=timezone_s,
+        committed_s=committed_s,
     )
 
 

@@ -75,7 +75,7 @@ def newest_first(
     _reach(repo, frontier, seen, starts)
     while frontier:
         state = heapq.heappop(frontier)[2]
-        if since_s is None or state.time_s >= since_s:
+        if since_s is None or state.committed_s >= since_s:
             too_old = 0
             yield state
         else:
@@ -96,7 +96,7 @@ def _reach(
         if id not in seen:
             seen.add(id)
             state = repo.state(id)
-            heapq.heappush(frontier, (-state.time_s, len(seen), state))
+            heapq.heappush(frontier, (-state.committed_s, len(seen), state))
 
 
 def _is_here(repo: Repository, parent: ObjectID, child: ObjectID) -> bool:

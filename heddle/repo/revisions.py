@@ -112,7 +112,7 @@ def _changes_in_history(repo: Repository, prefix: str) -> list[tuple[str, Object
 def _newest_reached(repo: Repository, candidates: list[ObjectID]) -> ObjectID:
     """The newest candidate that a thread reaches; without any, the latest published, which comes first."""
     wanted = set(candidates)
-    oldest_s = min(repo.state(state).time_s for state in candidates)
+    oldest_s = min(repo.state(state).committed_s for state in candidates)
     for state in newest_first(repo, _tips(repo), since_s=oldest_s):
         if state.id in wanted:
             return state.id

@@ -118,6 +118,7 @@ def make_state(message: str = "Message", agent: Agent | None = None) -> State:
         message=message,
         time_s=0,
         timezone_s=0,
+        committed_s=0,
     )
 
 

@@ -637,6 +637,23 @@ def from_cli(where: Path, *args: str) -> int:
     return main(["-q", "-C", str(where), *args])
 
 
+def test_a_rebased_history(checkout: Path, git: Git) -> None:
+    """History is ordered, and cut off, by when commits were written, as git does; authors' times may be anything."""
+    base = git("rev-parse", "HEAD")
+    for year in range(1990, 2015):
+        git("commit", "-q", "--allow-empty", "-m", str(year), "--date", f"{year}-01-01T00:00:00Z")
+    git("branch", "side", "HEAD~3")
+    git("switch", "-q", "side")
+    commit_file(checkout, "c.txt", "beside\n")
+    git("switch", "-q", "main")
+    git("merge", "-q", "--no-edit", "side")
+    repo = opened(checkout)
+    since_s = int(git("log", "-1", "--format=%ct", base))
+
+    assert [each.id.decode() for each in repo.log()] == git("log", "--format=%H").split()
+    assert base in [each.id.decode() for each in repo.log(since=since_s)]
+
+
 def test_a_merge_with_many_parents(checkout: Path, git: Git, tmp_path: Path) -> None:
     """An octopus keeps all of its parents in their order, and their histories are walked."""
     parents = []

@@ -104,6 +104,7 @@ def test_round_trip(fields: dict[str, Any]) -> None:
     expected = State(
         id=commit_id(raw),
         committer=fields["principal"],
+        committed_s=fields["time_s"],
         **{
             **fields,
             "parents": tuple(fields["parents"]),
