@@ -119,7 +119,8 @@ class Overlay:
         """Open a thread's overlay, making it at its first use; or a read-only view of any state.
 
         An overlay whose thread was moved by others meanwhile follows it if it holds nothing unsaved; otherwise it
-        stays on its old base, and a capture will say so.
+        stays on its old base, and a capture will say so. So it does where a session died while git in its mount was on
+        something else than the thread: git's index there belongs to what was shown.
 
         Args:
             repo: the repository.
@@ -155,7 +156,7 @@ class Overlay:
         except BaseException:
             os.close(lock)
             raise
-        if state != row.state:
+        if state != row.state and not _is_elsewhere_in_git(repo, thread):
             overlay._follow_if_clean()
         return overlay
 
@@ -591,6 +592,11 @@ def _git_index(repo: Repository, thread: str, directory: Path) -> Path:
         if each.thread == thread:
             return each.git.path / "index"
     return directory / PUT_ASIDE / "index"
+
+
+def _is_elsewhere_in_git(repo: Repository, thread: str) -> bool:
+    """Whether git in a thread's mount, live or dead, is on something else than the thread."""
+    return any(each.thread == thread and not each.is_on_thread() for each in linked.of(repo))
 
 
 def _make_core(

@@ -282,6 +282,27 @@ def test_another_branch_in_a_mount(place: Path, repo: api.Repository, git: Git) 
     agree(place)
 
 
+@pytest.mark.parametrize("how", [("-c", "feature"), ("--detach",)])
+def test_a_session_that_died_on_another_branch(
+    place: Path, repo: api.Repository, git: Git, how: tuple[str, ...], no_restarts: None
+) -> None:
+    """A recovered mount shows what git in it is at, not its thread: git would take the difference for changes."""
+    git("switch", "-q", *how, at=place)
+    commit_file(place, "feature.txt", "f\n")
+    assert heddle.open(place).status().changes == []
+    [found] = repo.mounts()
+    assert found.pid is not None
+    os.kill(found.pid, signal.SIGKILL)
+    wait_until(lambda: repo.mounts()[0].state == "stale", "the session to die")
+    assert heddle.open(repo.path).mount("agent").mountpoint == place
+
+    assert git("status", "--porcelain", at=place) == ""
+    assert (place / "feature.txt").read_text() == "f\n"
+    assert heddle.open(place).status().changes == []
+    git("switch", "-q", "agent", at=place)
+    agree(place)
+
+
 def test_a_mount_of_the_checked_out_branch_has_a_detached_head(
     repo: api.Repository, git: Git, tmp_path: Path
 ) -> None:
