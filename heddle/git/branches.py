@@ -194,24 +194,10 @@ def _write_missing(
 
 
 def is_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
-    """Whether a state comes from another one, or is it."""
-    from heddle.repo.log import newest_first
+    """Whether a state comes from another one, or is it; an id that is no state here comes before none."""
+    from heddle.repo import log
 
-    if old == new:
-        return True
-    if not repo.is_state(old):
-        return False
-    if _is_recent_ancestor(repo, old, new):
-        return True
-    return any(state.id == old for state in newest_first(repo, [new]))  # clocks can lie
-
-
-def _is_recent_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
-    """The same without looking behind the older state's time."""
-    from heddle.repo.log import newest_first
-
-    since_s = repo.state(old).committed_s
-    return any(state.id == old for state in newest_first(repo, [new], since_s=since_s))
+    return old == new or (repo.is_state(old) and log.is_ancestor(repo, old, new))
 
 
 def reflog_identity(repo: Repository) -> bytes:
@@ -369,7 +355,7 @@ class _Comparison:
         return mount.moved_by(self._repo, commit)
 
     def _keep_if_rewritten(self, name: str, old: ObjectID, new: ObjectID) -> None:
-        if self._repo.is_state(old) and not _is_recent_ancestor(self._repo, old, new):
+        if self._repo.is_state(old) and not is_ancestor(self._repo, old, new):
             self._keep(name, old)
 
     def _keep(self, name: str, state: ObjectID | None) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING
 
 from heddle.errors import ObjectMissing, UsageError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _SLOP = 16
 """States older than ``since`` to look behind before stopping: clocks of different machines disagree a little."""
+
+_FROM_OLD, _FROM_NEW, _BOTH = 1, 2, 3
 
 _TREE = 0o040000
 
@@ -54,14 +57,14 @@ def log(
     if topological:
         walk = _children_first(walk)
     changed = _PathFilter(repo, paths) if paths else None
-    count = 0
+    shown = 0
     for state in walk:
-        if limit is not None and count >= limit:
+        if limit is not None and shown >= limit:
             return
         if agent is not None and agent.lower() not in str(state.agent or "").lower():
             continue
         if changed is None or changed(state):
-            count += 1
+            shown += 1
             yield state
 
 
@@ -84,6 +87,41 @@ def newest_first(
                 return
         parents = [parent for parent in state.parents if _is_here(repo, parent, state.id)]
         _reach(repo, frontier, seen, parents)
+
+
+def is_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
+    """Whether a state comes from another one, or is it; whatever their clocks said.
+
+    Both are followed back, newest first, until all that is left to follow comes before both. A state on a way from
+    ``new`` to ``old`` never does, so by then the answer is sure; and what only one of them has is soon passed.
+
+    Raises:
+        ObjectMissing: a state names a parent that is not here.
+    """
+    marks: dict[ObjectID, int] = {}
+    frontier: list[tuple[int, int, int, State]] = []
+    undecided = 0
+    order = count()
+
+    def mark(id: ObjectID, whose: int) -> None:
+        nonlocal undecided
+        before = marks.get(id, 0)
+        if before | whose == before:
+            return
+        marks[id] = before | whose
+        undecided += marks[id] != _BOTH
+        state = repo.state(id)
+        heapq.heappush(frontier, (-state.committed_s, next(order), marks[id], state))
+
+    mark(old, _FROM_OLD)
+    mark(new, _FROM_NEW)
+    while undecided and marks[old] != _BOTH:
+        _, _, whose, state = heapq.heappop(frontier)
+        undecided -= whose != _BOTH
+        for parent in state.parents if whose == marks[state.id] else ():
+            if _is_here(repo, parent, state.id):
+                mark(parent, whose)
+    return marks[old] == _BOTH
 
 
 def _reach(

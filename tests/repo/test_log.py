@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import time
+from itertools import product
 
 import pytest
 
 from heddle.attribution import Agent
 from heddle.errors import DataError, ObjectMissing, UsageError
-from heddle.repo.log import parse_time
+from heddle.repo.log import is_ancestor, parse_time
 
 
 def messages(states) -> list[str]:
@@ -213,3 +215,32 @@ def test_what_is_no_time(text):
         parse_time(text, NOW)
 
     assert "2026-01-31" in caught.value.hint
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ancestors_with_wrong_clocks(repo, history, seed):
+    """What comes from what is told rightly in any history, whatever the clocks said."""
+    chance = random.Random(seed)
+    made, above = [], {}
+    for number in range(14):
+        parents = chance.sample(made, min(len(made), chance.choice([0, 1, 1, 2, 3])))
+        id = history.commit(f"{number}", parents=parents, time_s=chance.randrange(1, 6))
+        above[id] = {id}.union(*(above[parent] for parent in parents))
+        made.append(id)
+
+    for old, new in product(made, repeat=2):
+        assert is_ancestor(repo, old, new) is (old in above[new])
+
+
+def test_what_moved_apart_near_its_end(repo, history, monkeypatch):
+    """Whether two states of a long history come from each other is told without reading all of it."""
+    tip = None
+    for number in range(200):
+        tip = history.commit(f"{number}", parents=[tip] if tip else [])
+    sides = [history.commit(side, parents=[tip]) for side in ("left", "right")]
+    read, state = [], repo.state
+    monkeypatch.setattr(type(repo), "state", lambda _, id: read.append(id) or state(id))
+
+    assert not is_ancestor(repo, *sides)
+    assert is_ancestor(repo, tip, sides[0])
+    assert len(read) < 12
