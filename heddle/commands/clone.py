@@ -39,9 +39,10 @@ def clone(
     """
     from heddle import api
     from heddle.git import cloning
+    from heddle.git.transport import is_path
 
     where = path or Path(_named_by(url))
-    url = os.path.abspath(url) if os.path.exists(url) else url
+    url = os.path.abspath(url) if os.path.exists(url) or is_path(url) else url
     with output.progress("cloning") as progress:
         repo, fetched = cloning.clone(
             api.Repository, url, where, environment=os.environ, lazy=lazy, progress=progress

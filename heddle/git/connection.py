@@ -19,7 +19,7 @@ from typing import IO, cast
 from dulwich.client import TraditionalGitClient
 from dulwich.protocol import Protocol
 
-from heddle.errors import UsageError
+from heddle.errors import Unavailable, UsageError
 
 GIT_PORT = 9418
 _END_S = 5.0  # for a program whose connection was closed
@@ -203,9 +203,14 @@ def _run(
                 stderr=said,
                 env=dict(environment),
             )
-    except BaseException:
+    except BaseException as error:
         ours.close()
         said.close()
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise Unavailable(
+                f"{command[0]} can't be run: {error.strerror}",
+                hint="install it; which ssh is run says GIT_SSH_COMMAND or core.sshCommand",
+            ) from error
         raise
     ours.settimeout(timeout_s)
     return Line(ours, process, said)

@@ -67,11 +67,13 @@ def _over_http(client: Any, path: Any, requests: list[bytes]) -> dict[bytes, int
     from dulwich.protocol import Protocol
 
     base = client._get_url(path)
-    address = urljoin(base, "info/refs?service=git-upload-pack")
+    greeting = "info/refs?service=git-upload-pack"
+    address = urljoin(base, greeting)
     response, read = client._http_request(address, {"Git-Protocol": "version=2"})
     try:
         if not _knows_command(Protocol(read, lambda _data: None)):
             return None
+        base = urljoin(address, response.redirect_location).removesuffix(greeting)
     finally:
         response.close()
     client.protocol_version = 2

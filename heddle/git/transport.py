@@ -7,6 +7,7 @@ network's exceptions to heddle's errors. What is fetched and pushed is ``fetchin
 from __future__ import annotations
 
 import errno
+import os
 import re
 import subprocess
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from shutil import which
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from heddle.errors import (
     DataError,
@@ -26,6 +28,7 @@ from heddle.errors import (
 
 if TYPE_CHECKING:
     from dulwich.client import GitClient
+    from dulwich.config import ConfigDict
 
     from heddle.git.pack import Progress
     from heddle.repo.repository import Repository
@@ -75,19 +78,21 @@ def talk(repo: Repository, url: str, operation: str, use: Callable[[GitClient, A
 
     # What dulwich warns of (a server without filters) is said where it matters, and not on stderr.
     logging.getLogger("dulwich.client").addHandler(logging.NullHandler())
+    config = _config(repo)
+    address = _rewritten(config, url, operation)
     with talking_to(url):
         try:
-            return _use(use, *_client(repo, url, operation, {}))
+            return _use(use, *_client(repo, address, config, {}))
         except HTTPUnauthorized:
-            credentials = _credentials(repo, url)
+            credentials = _credentials(repo, address)
             if credentials is None:
                 raise
         try:
-            done = _use(use, *_client(repo, url, operation, credentials))
+            done = _use(use, *_client(repo, address, config, credentials))
         except HTTPUnauthorized:
-            _tell_git(repo, "reject", url, credentials)
+            _tell_git(repo, "reject", address, credentials)
             raise
-        _tell_git(repo, "approve", url, credentials)
+        _tell_git(repo, "approve", address, credentials)
         return done
 
 
@@ -99,33 +104,39 @@ def _use(use: Callable[[GitClient, Any], _T], client: GitClient, path: Any) -> _
 
 
 def _client(
-    repo: Repository, url: str, operation: str, credentials: Mapping[str, Any]
+    repo: Repository, address: str, config: ConfigDict, credentials: Mapping[str, Any]
 ) -> tuple[GitClient, Any]:
     """The client for an address. What is local is served by stock git, so that its hooks and refusals hold."""
     from dulwich import client as clients
 
-    from heddle.git import connection
+    from heddle.git import connection, http
 
-    if url.startswith("-") or "::" in url.split("/", 1)[0]:
-        raise UsageError(f"{url!r} can't be the address of a remote")
-    scheme, has_scheme, _ = url.partition("://")
+    if address.startswith("-") or "::" in address.split("/", 1)[0]:
+        raise UsageError(f"{address!r} can't be the address of a remote")
+    scheme, has_scheme, _ = address.partition("://")
     if has_scheme and _SCHEME.fullmatch(scheme) and scheme.lower() not in _SCHEMES:
-        raise UsageError(f"no way is known to {url!r}", hint=f"one of {', '.join(_SCHEMES)}")
-    config = _config(repo)
-    client, path = clients.get_transport_and_path(
-        url, config=config, operation=operation, quiet=True, **credentials
-    )
+        raise UsageError(f"no way is known to {address!r}", hint=f"one of {', '.join(_SCHEMES)}")
     silence_s = timeout_s(repo)
     environment = repo.environment
+    if is_path(address) and not (repo.path / address).is_file():  # a file may be a bundle
+        return _local(repo, silence_s), address
+    pool = None
+    if scheme.lower() in ("http", "https"):
+        try:
+            pool = http.connections(config, environment, address, silence_s)
+        except ValueError as error:
+            raise UsageError(f"{address!r} can't be the address of a remote") from error
+    client, path = clients.get_transport_and_path(
+        address, config=config, quiet=True, pool_manager=pool, **credentials
+    )
+    if has_scheme and pool is None:
+        path = _path_in(address)
     if isinstance(client, clients.LocalGitClient | clients.SubprocessGitClient):
-        if which("git", path=environment.get("PATH")) is None:
-            raise Unavailable("git is not installed, and serves local addresses", hint="install it")
-        dial = connection.to_local_git(environment, silence_s, repo.path)
-        return connection.Conversation(dial), path
+        return _local(repo, silence_s), path
     if isinstance(client, clients.SSHGitClient):
         # This is also what dulwich makes of an address that does not parse.
         if has_scheme and "ssh" not in scheme:
-            raise UsageError(f"{url!r} can't be the address of a remote")
+            raise UsageError(f"{address!r} can't be the address of a remote")
         command = _get(config, b"core", b"sshCommand")
         dial = connection.over_ssh(
             client.host, client.port, client.username, environment, command, silence_s
@@ -134,9 +145,38 @@ def _client(
     if isinstance(client, clients.TCPGitClient) and client._proxy_command is None:
         dial = connection.over_tcp(client._host, client._port, silence_s)
         return connection.Conversation(dial), path
-    if isinstance(client, clients.Urllib3HttpGitClient):
-        _set_up_http(client, config, environment, silence_s)
     return client, path
+
+
+def _rewritten(config: ConfigDict, url: str, operation: str) -> str:
+    """The address that git's ``url.<base>.insteadOf`` makes of one; the settings lose it, so that it is done once."""
+    from dulwich.config import apply_instead_of
+
+    address = apply_instead_of(config, url, push=operation == "push")
+    for section in [each for each in config.sections() if each[0] == b"url"]:
+        del config[section]
+    return address
+
+
+def is_path(address: str) -> bool:
+    """Whether git takes an address for a path here: a colon comes behind a slash or not at all (git-clone(1))."""
+    slash = address.find("/")
+    return ":" not in (address if slash < 0 else address[:slash])
+
+
+def _path_in(address: str) -> str:
+    """The path in an address with a scheme: all behind the host, its escapes resolved, as git reads it."""
+    rest = address.partition("://")[2]
+    return os.fsdecode(unquote_to_bytes(os.fsencode(rest[max(rest.find("/"), 0) :])))
+
+
+def _local(repo: Repository, silence_s: float) -> GitClient:
+    from heddle.git import connection
+
+    environment = repo.environment
+    if which("git", path=environment.get("PATH")) is None:
+        raise Unavailable("git is not installed, and serves local addresses", hint="install it")
+    return connection.Conversation(connection.to_local_git(environment, silence_s, repo.path))
 
 
 def timeout_s(repo: Repository) -> float:
@@ -144,30 +184,7 @@ def timeout_s(repo: Repository) -> float:
     return repo.config.number("fetch.timeout", DEFAULT_TIMEOUT)
 
 
-def _set_up_http(
-    client: Any, config: Any, environment: Mapping[str, str], silence_s: float
-) -> None:
-    """What dulwich leaves out of git's settings for HTTP (git-config(1), git(1)), and the timeout."""
-    import urllib3
-
-    pool = client.pool_manager.connection_pool_kw
-    pool["timeout"] = urllib3.Timeout(connect=silence_s, read=silence_s)
-    pool["retries"] = urllib3.Retry(0, redirect=10)
-    for name, key, variable in (
-        ("ca_certs", b"sslCAInfo", "GIT_SSL_CAINFO"),
-        ("ca_cert_dir", b"sslCAPath", "GIT_SSL_CAPATH"),
-        ("cert_file", b"sslCert", "GIT_SSL_CERT"),
-        ("key_file", b"sslKey", "GIT_SSL_KEY"),
-    ):
-        value = environment.get(variable) or (not pool.get(name) and _get(config, b"http", key))
-        if value:
-            home = environment.get("HOME", "~")
-            pool[name] = home + value[1:] if value.startswith("~/") else value
-    if environment.get("GIT_SSL_NO_VERIFY"):
-        pool["cert_reqs"] = "CERT_NONE"
-
-
-def _get(config: Any, section: bytes, key: bytes) -> str | None:
+def _get(config: ConfigDict, section: bytes, key: bytes) -> str | None:
     """One of git's settings, or None."""
     try:
         found = config.get((section,), key)
@@ -176,16 +193,22 @@ def _get(config: Any, section: bytes, key: bytes) -> str | None:
     return found.decode(errors="surrogateescape") if found else None
 
 
-def _config(repo: Repository) -> Any:
-    """Git's configuration: the repository's, where it lies on one, then the user's and the system's."""
-    from dulwich.config import StackedConfig
+def _config(repo: Repository) -> ConfigDict:
+    """Git's settings, as git reads them: the repository's, where it lies on one, the user's, the environment's."""
+    from dulwich.config import ConfigDict
 
-    backends = StackedConfig.default_backends()
-    if repo.git is not None:
-        from heddle.git.refs import GitRefs
-
-        backends.insert(0, GitRefs(repo.git).config)
-    return StackedConfig(backends)
+    config = ConfigDict()
+    where = os.devnull if repo.git is None else repo.git.path
+    command = ["git", f"--git-dir={where}", "config", "--list", "-z"]
+    try:
+        done = subprocess.run(command, env=dict(repo.environment), capture_output=True)
+    except FileNotFoundError:
+        return config
+    for entry in done.stdout.split(b"\0")[:-1]:
+        name, is_set, value = entry.partition(b"\n")
+        section, _, key = name.rpartition(b".")
+        config.add(tuple(section.split(b".", 1)), key, value if is_set else b"true")
+    return config
 
 
 # credentials
@@ -248,7 +271,9 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
 
     if isinstance(error, NotGitRepository):
         return RemoteNotFound(f"there is no git repository at {url}", hint="heddle remote list")
-    if isinstance(error, HTTPUnauthorized | HTTPProxyUnauthorized):
+    if isinstance(error, HTTPProxyUnauthorized):
+        return _status_error(url, "407")
+    if isinstance(error, HTTPUnauthorized):
         return NotPermitted(
             f"{url} wants credentials, and git's helpers have none that it takes",
             hint="git credential-store, or credential.helper in git's configuration",
@@ -263,11 +288,8 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
         return RemoteFailed(f"{url} sent a pack that needs objects which are not here: {error}")
     if isinstance(error, OSError) and error.errno in _OF_OUR_DISK:
         return None
-    if isinstance(error, TimeoutError) or "ReadTimeout" in repr(error):
-        return RemoteUnreachable(
-            f"{url} was silent for too long",
-            hint="run it again later; heddle config set fetch.timeout SECONDS for longer",
-        )
+    if isinstance(error, TimeoutError) or any(word in repr(error) for word in _SILENT):
+        return _silent(url)
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return RemoteFailed(f"{url} ended the connection: {error}", hint="run it again")
     if isinstance(error, ConnectionError) or type(error).__name__ in ("gaierror", "herror"):
@@ -286,13 +308,28 @@ _UNREACHABLE = (
     *("NewConnectionError", "NameResolution", "ConnectTimeout", "Connection refused"),
     *("Could not resolve", "timed out", "No route to host"),
 )
+_SILENT = ("ReadTimeout", "Read timed out")
+_HUNG_UP = ("does not match length prefix", "IncompleteRead", "RemoteDisconnected")
+_STATUS = re.compile(r"unexpected http resp (\d+)|Tunnel connection failed: (\d+)")
+_NOT_NOW = ("429", "502", "503", "504")
+_NO_PROGRAM = re.compile(r": \S+: (command )?not found|: command not found")
+"""What a shell says, here or there, of a program that it has not."""
 _NOT_THERE = ("does not appear to be a git repo", "not found", "not exported", "no such repo")
 
 
 def _protocol_error(url: str, error: Exception, *, hung_up: bool) -> HeddleError:
     said = " ".join(str(error).split()) or "it hung up"
+    if status := _STATUS.search(said):
+        return _status_error(url, status[1] or status[2])
+    if any(word in said for word in _SILENT):
+        return _silent(url)
     if any(word in said for word in _UNREACHABLE):
         return RemoteUnreachable(f"{url} can't be reached: {said}", hint="run it again later")
+    if _NO_PROGRAM.search(said):
+        return Unavailable(
+            f"{url} can't be reached: {said}",
+            hint="install it; which ssh is run says GIT_SSH_COMMAND or core.sshCommand",
+        )
     if any(word in said.lower() for word in _NOT_THERE):
         return RemoteNotFound(f"there is no git repository at {url}: {said}")
     if "CERTIFICATE_VERIFY_FAILED" in said:
@@ -309,9 +346,30 @@ def _protocol_error(url: str, error: Exception, *, hung_up: bool) -> HeddleError
         return NotPermitted(f"{url} does not let us in: {said}")
     if found := _UNPACK.match(said):
         return RemoteFailed(f"{url} could not take what was pushed: {found[1]}")
-    hung_up = hung_up or "does not match length prefix" in said
+    hung_up = hung_up or any(word in said for word in _HUNG_UP)
     what = "ended the connection" if hung_up else "does not speak as a git server does"
     return RemoteFailed(f"{url} {what}: {said}", hint="run it again")
+
+
+def _silent(url: str) -> RemoteUnreachable:
+    return RemoteUnreachable(
+        f"{url} was silent for too long",
+        hint="run it again later; heddle config set fetch.timeout SECONDS for longer",
+    )
+
+
+def _status_error(url: str, status: str) -> HeddleError:
+    """What it means that a web server, or a proxy on the way, answers with an error (RFC 9110, 15)."""
+    if status in ("403", "407"):
+        return NotPermitted(
+            f"{url} does not let us in: HTTP {status}",
+            hint="git credential-store; of a proxy, http.proxy in git's configuration",
+        )
+    if status in _NOT_NOW:
+        return RemoteUnreachable(
+            f"{url} can't answer now: HTTP {status}", hint="run it again later"
+        )
+    return RemoteFailed(f"{url} answers with HTTP {status}", hint="heddle remote list")
 
 
 def is_progress(line: bytes) -> bool:

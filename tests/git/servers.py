@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
+from urllib.parse import unquote
 
 from .conftest import run_git
 
@@ -55,6 +56,7 @@ class _Backend(BaseHTTPRequestHandler):
 
     root: Path
     password: str | None = None
+    status: int | None = None
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
@@ -77,6 +79,12 @@ class _Backend(BaseHTTPRequestHandler):
         return body
 
     def _serve(self, body: bytes) -> None:
+        if self.status is not None or self.path.startswith("/moved/"):
+            self.send_response(self.status or 302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if not self._let_in():
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="test"')
@@ -106,7 +114,7 @@ class _Backend(BaseHTTPRequestHandler):
             "GIT_HTTP_EXPORT_ALL": "1",
             "REMOTE_USER": "ann",
             "REMOTE_ADDR": "127.0.0.1",
-            "PATH_INFO": path,
+            "PATH_INFO": unquote(path),
             "QUERY_STRING": query,
             "REQUEST_METHOD": self.command,
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),
@@ -122,16 +130,22 @@ class _Backend(BaseHTTPRequestHandler):
 
 @contextmanager
 def http_server(
-    root: Path, *, password: str | None = None, tls: tuple[Path, Path] | None = None
+    root: Path,
+    *,
+    password: str | None = None,
+    tls: tuple[Path, Path] | None = None,
+    status: int | None = None,
 ) -> Iterator[str]:
-    """``git http-backend`` behind a real HTTP server.
+    """``git http-backend`` behind a real HTTP server, which has what is below ``/moved`` one level higher.
 
     Args:
         root: where the repositories are.
         password: of ``ann``, without which nobody is let in.
         tls: a certificate and its key, for https.
+        status: the answer to everything, instead of git's.
     """
-    handler = type("Backend", (_Backend,), {"root": root, "password": password})
+    made = {"root": root, "password": password, "status": status}
+    handler = type("Backend", (_Backend,), made)
     server = _QuietServer(("127.0.0.1", 0), handler)
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

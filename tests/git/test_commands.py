@@ -73,6 +73,18 @@ def test_json_of_every_git_verb(run: Run, checkout: Path, git: Git, tmp_path: Pa
         assert fields(json.loads(done.stdout)) <= documented(str(words[0])), words
 
 
+def test_a_relative_path_begins_where_the_command_runs(
+    run: Run, checkout: Path, tmp_path: Path
+) -> None:
+    """Also one that git completes with ``.git``."""
+    bare_copy(checkout, tmp_path / "served.git")
+    (tmp_path / "here").mkdir()
+
+    run("clone", "../served", "mine", cwd=tmp_path / "here")
+
+    assert (tmp_path / "here/mine/a.txt").read_text() == "one\n"
+
+
 def test_diverged_is_noted_on_stderr_and_refuses_captures(
     run: Run, repo: api.Repository, git: Git
 ) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from world import wait_until
@@ -22,6 +23,7 @@ from heddle.errors import (
     DataError,
     HeddleError,
     NotPermitted,
+    Unavailable,
     UnsavedChanges,
     UsageError,
 )
@@ -29,6 +31,7 @@ from heddle.git import receiving, remotes
 from heddle.git.branches import Diverged
 from heddle.git.cloning import clone
 from heddle.git.fetching import fetch, pull, tracked
+from heddle.git.promisor import Promisor
 from heddle.git.pushing import PushRejected, _in_its_words, push
 from heddle.git.transport import RemoteFailed, RemoteNotFound, RemoteUnreachable
 from heddle.objects.incoming import ObjectTooLarge
@@ -200,6 +203,54 @@ def test_https_with_a_certificate_of_ones_own(
         configuration.write_text(helper)
         monkeypatch.setenv("GIT_SSL_CAINFO", str(tls[0]))
         cloned(f"{address}/project.git", tmp_path / "by-environment")
+
+
+def test_a_repository_that_has_moved(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redirect is followed by clone, fetch, push and the question for sizes, unless git's settings say no."""
+    run_git(bare, "config", "uploadpack.allowFilter", "true")
+    with http_server(bare.parent) as address:
+        repo = cloned(f"{address}/moved/project.git", tmp_path / "mine")
+        new = capture(repo, "f", "12345")
+        push(repo)
+        others_push(bare, tmp_path)
+
+        assert new == run_git(bare, "rev-parse", "main~1")
+        assert [each.ref for each in fetch(repo).refs] == ["refs/remotes/origin/main"]
+
+        lazy = clone(
+            api.Repository,
+            f"{address}/moved/project.git",
+            tmp_path / "lazy",
+            environment=os.environ,
+            lazy=True,
+        )[0]
+        blob = bytes.fromhex(run_git(bare, "rev-parse", "main:f"))
+
+        assert Promisor(lazy).sizes([blob]) == {blob: 5}
+
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.followRedirects")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "false")
+        with pytest.raises(RemoteFailed):
+            fetch(repo)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "retry"), [(403, 77, False), (429, 69, True), (500, 74, False)]
+)
+def test_what_a_web_server_answers(
+    status: int, exit_code: int, retry: bool, mine: api.Repository, tmp_path: Path
+) -> None:
+    """An HTTP error is named by its number, and says whether to try again."""
+    with http_server(tmp_path, status=status) as address:
+        remotes.add(mine, "far", f"{address}/project.git")
+
+        with pytest.raises(HeddleError, match=str(status)) as caught:
+            fetch(mine, "far")
+
+    assert (exit_code, retry) == (caught.value.exit_code, caught.value.retry)
 
 
 # in a repository on git
@@ -537,6 +588,19 @@ def test_git_helpers_are_asked_for_credentials(bare: Path, tmp_path: Path) -> No
         assert new == run_git(bare, "rev-parse", "main")
 
 
+def test_credentials_are_those_of_the_address_that_is_spoken_to(bare: Path, tmp_path: Path) -> None:
+    """What git's ``insteadOf`` makes of an address is also what its helpers are asked for."""
+    with http_server(bare.parent, password="secret") as address:
+        store = tmp_path / "home" / ".git-credentials"
+        store.write_text(address.replace("http://", "http://ann:secret@") + "\n")
+        (tmp_path / "home" / ".gitconfig").write_text(
+            f'[credential]\n\thelper = store\n[url "{address}/"]\n\tinsteadOf = short://\n'
+        )
+        repo = cloned("short://project.git", tmp_path / "mine")
+
+        assert state(repo, "main") == run_git(bare, "rev-parse", "main")
+
+
 def test_a_password_in_an_address_is_not_shown(mine: api.Repository) -> None:
     """Errors name the address without it."""
     remotes.add(mine, "far", "http://ann:secret@127.0.0.1:1/x.git")
@@ -785,6 +849,16 @@ def test_a_silent_program(mine: api.Repository) -> None:
     assert b"1234.5" not in subprocess.check_output(["ps", "-eo", "args"])
 
 
+@pytest.mark.parametrize("variable", ["GIT_SSH", "GIT_SSH_COMMAND"])
+def test_ssh_is_not_installed(variable: str, mine: api.Repository) -> None:
+    """A program that can't be run is a part that is missing, exit code 69, and no repository that is not there."""
+    mine.environment = {**os.environ, variable: "/nonexistent/ssh"}
+    remotes.add(mine, "far", "ssh://example.org/x.git")
+
+    with pytest.raises(Unavailable, match="/nonexistent/ssh"):
+        fetch(mine, "far")
+
+
 def test_a_large_object_passes_in_pieces(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
     """A blob that is stored in frames arrives whole, from a pack that was larger than what is kept in memory."""
     other = tmp_path / "other"
@@ -947,6 +1021,29 @@ def test_a_relative_address(checkout: Path, tmp_path: Path) -> None:
 
     assert fetch(repo).objects > 0
     assert tracked(repo, "origin", "main") == run_git(checkout, "rev-parse", "main").encode()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_escapes_in_an_address(way: str, bare: Path, tmp_path: Path) -> None:
+    """They are resolved as git does it: in whatever has a scheme, and in no path."""
+    odd = bare.rename(bare.with_name("C#?ü 100%25.git"))
+    with served_over(way, odd) as address:
+        escaped = address if way == "path" else address.replace(odd.name, quote(odd.name))
+        repo = cloned(escaped, tmp_path / "mine")
+
+    assert state(repo, "main") == run_git(odd, "rev-parse", "main")
+
+
+def test_a_path_with_a_colon(bare: Path, tmp_path: Path) -> None:
+    """A colon behind a slash makes no address of ssh's."""
+    (tmp_path / "12:30").mkdir()
+    moved = bare.rename(tmp_path / "12:30" / "project.git")
+
+    repo = cloned(str(moved), tmp_path / "mine")
+    new = capture(repo, "f", "1")
+    push(repo)
+
+    assert new == run_git(moved, "rev-parse", "main")
 
 
 def test_a_tag_that_is_no_text(checkout: Path, tmp_path: Path) -> None:
