@@ -171,7 +171,8 @@ def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> F
             except ObjectMissing as error:
                 raise ObjectMissing(
                     f"{remote.name} did not send everything: {error.message}",
-                    hint="run it again; if it stays, git fsck on the server",
+                    hint="run it again; if it stays, on the server: git fsck,"
+                    " or git fetch --unshallow if that is a shallow clone",
                 ) from error
         faults.reach("fetching.before-names")
         target.move(changes, pruned)
@@ -317,7 +318,7 @@ class _Target:
             count = self._index_pack(pack.file) if pack.file.tell() else 0
             self._store.close()  # git's packs are listed anew when next read
             known = {bytes.fromhex(id.decode()) for id in self._git.under(b"refs/").values()}
-            require_all(self._store, tips, known.__contains__)
+            require_all(self._store, tips, known.__contains__, self.repo.shallow)
             return count
         store = self._store
         with store.writer() as writer:

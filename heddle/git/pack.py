@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -57,14 +57,20 @@ def missing_objects(
 
 
 def require_all(
-    store: Objects, tips: Iterable[bytes], known: Callable[[bytes], bool] | None = None
+    store: Objects,
+    tips: Iterable[bytes],
+    known: Callable[[bytes], bool] | None = None,
+    shallow: Set[bytes] = frozenset(),
 ) -> None:
     """Check that everything reachable from some objects is here or promised, but not past what is known to be.
+
+    Args:
+        shallow: commits (hex ids) whose parents were left out on purpose.
 
     Raises:
         ObjectMissing: something is not.
     """
-    require_promised(store, missing_blobs(store, tips, known))
+    require_promised(store, missing_blobs(store, tips, known, shallow))
 
 
 def require_promised(store: Objects, blobs: Iterable[bytes]) -> None:
@@ -79,7 +85,10 @@ def require_promised(store: Objects, blobs: Iterable[bytes]) -> None:
 
 
 def missing_blobs(
-    store: Objects, tips: Iterable[bytes], known: Callable[[bytes], bool] | None = None
+    store: Objects,
+    tips: Iterable[bytes],
+    known: Callable[[bytes], bool] | None = None,
+    shallow: Set[bytes] = frozenset(),
 ) -> list[bytes]:
     """The blobs (binary ids) reachable from some objects that are not here, though all commits and trees are.
 
@@ -87,11 +96,12 @@ def missing_blobs(
         store: where they are looked for.
         tips: hex ids to begin with.
         known: whether an object (binary id) was here before with everything below it.
+        shallow: commits (hex ids) whose parents were left out on purpose.
 
     Raises:
         ObjectMissing: a tag, a commit or a tree is not here.
     """
-    walk = _Walk(store, known or (lambda raw_id: False))
+    walk = _Walk(store, known or (lambda raw_id: False), shallow)
     walk.run(to_raw(tip, store.id_length) for tip in tips)
     return [blob for blob in walk.blobs if not store.contains(blob)]
 
@@ -151,9 +161,12 @@ class Arriving:
 class _Walk:
     """A walk from tips to blobs that reads every commit and tree once, and no blob."""
 
-    def __init__(self, store: Objects, has: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, store: Objects, has: Callable[[bytes], bool], shallow: Set[bytes] = frozenset()
+    ) -> None:
         self._store = store
         self._has = has
+        self._shallow = {to_raw(id, store.id_length) for id in shallow}
         self._seen: set[bytes] = set()
         self.history: list[bytes] = []
         self.trees: list[bytes] = []
@@ -185,7 +198,8 @@ class _Walk:
         except KeyError as error:
             raise _gone(raw_id) from error
         self.history.append(raw_id)
-        return list(referred(kind, content))
+        below = list(referred(kind, content))
+        return below[:1] if raw_id in self._shallow else below  # a commit names its tree first
 
     def _visit_tree(self, raw_id: bytes) -> list[bytes]:
         self.trees.append(raw_id)

@@ -925,6 +925,21 @@ def test_a_fetch_into_a_shallow_clone(checkout: Path, git: Git, tmp_path: Path) 
     assert git("status", "--porcelain", at=tmp_path / "mine") == ""
 
 
+def test_a_branch_from_where_a_shallow_clone_begins(
+    checkout: Path, git: Git, tmp_path: Path
+) -> None:
+    """A branch that leads to the first commit which a shallow clone has is fetched; nothing is missed behind it."""
+    commit_file(checkout, "c", "c\n")
+    git("clone", "-q", "--depth", "2", f"file://{checkout}", tmp_path / "mine", at=tmp_path)
+    heddle.init(tmp_path / "mine").close()
+    git("switch", "-q", "-c", "side", "HEAD~1")
+    theirs = commit_file(checkout, "d", "d\n")
+    with closing(heddle.open(tmp_path / "mine")) as repo:
+        fetch(repo)
+        assert repo.resolve("origin/side") == theirs.encode()
+    assert git("fsck", "--strict", at=tmp_path / "mine") == ""
+
+
 def test_a_fetch_brings_what_was_lost(checkout: Path, git: Git, tmp_path: Path) -> None:
     """A fetch brings states again that a disk has lost, below one that was captured here."""
     repo = clone(api.Repository, str(checkout), tmp_path / "mine", environment=os.environ)[0]
