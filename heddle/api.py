@@ -273,7 +273,9 @@ class Repository(repository.Repository):
             self.git_problems = {"": error}
             return
         except OSError as error:
-            self.git_problems = {"": DataError(f"git's {os.fsdecode(error.filename)}: {error.strerror}")}
+            self.git_problems = {
+                "": DataError(f"git's {os.fsdecode(error.filename)}: {error.strerror}")
+            }
             return
         self.git_problems = step.problems
 
