@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from heddle.objects.gitdir import GitObjects
 
-_UNTRUSTED_MODES = re.compile(rb"filemode\s*=\s*(false|no|off|0)", re.IGNORECASE)
 _MAY_BE_BARE = re.compile(rb"bare[ \t]*(=[ \t\"]*(true|yes|on|[1-9])|[\r\n;#]|$)", re.IGNORECASE)
 _BRANCH = b"refs/heads/"
 _KNOWN_EXTENSIONS = frozenset(
@@ -206,17 +205,27 @@ def check_format(git: GitDir) -> ConfigFile:
 
 def trusts_modes(git: GitDir) -> bool:
     """Whether git believes executable bits (git-config(1), ``core.fileMode``); raises ConfigError."""
+    return not _is_off(git, b"fileMode")
+
+
+def has_symlinks(git: GitDir) -> bool:
+    """Whether git's checkouts have symbolic links, not files instead (``core.symlinks``); raises ConfigError."""
+    return not _is_off(git, b"symlinks")
+
+
+def _is_off(git: GitDir, name: bytes) -> bool:
     from heddle.repo import gitconfig
 
+    off = re.compile(rb"%b\s*=[\s\"]*(false|no|off|0)" % name, re.IGNORECASE)
     for path in (git.path / "config.worktree", git.common / "config"):
         content = _content(path)
-        if _UNTRUSTED_MODES.search(content):  # in hardly any repository; parsing takes 20 ms
-            said = gitconfig.values(path, b"core", b"fileMode")
+        if off.search(content):  # in hardly any repository; parsing takes 20 ms
+            said = gitconfig.values(path, b"core", name)
             if said:
-                return said[-1].lower() not in (b"false", b"no", b"off", b"0")
-        elif b"filemode" in content.lower():
-            return True
-    return True
+                return said[-1].lower() in (b"false", b"no", b"off", b"0")
+        elif name.lower() in content.lower():
+            return False
+    return False
 
 
 def check_checkout(git: GitDir) -> None:

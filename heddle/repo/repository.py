@@ -199,6 +199,15 @@ class Repository:
         return gitlink.trusts_modes(self.git)
 
     @cached_property
+    def has_symlinks(self) -> bool:
+        """Whether the plain working directory has symbolic links, not files instead: git's ``core.symlinks``."""
+        if self.git is None:
+            return True
+        from heddle.repo import gitlink
+
+        return gitlink.has_symlinks(self.git)
+
+    @cached_property
     def store(self) -> ObjectStore:
         """Everything that never changes."""
         from heddle.objects.store import ObjectStore

@@ -169,8 +169,7 @@ class _Move:
             if any(map(always_ignored, change.path.split(b"/"))):
                 continue
             try:
-                trusts = self._repo.trusts_modes
-                place = _Place(self._directories, change.path, rows, hasher, trusts_modes=trusts)
+                place = _Place(self._repo, self._directories, change.path, rows, hasher)
                 self._check(change, place)
             except Blocked as blocked:
                 self._check_blocked(change, blocked.path)
@@ -231,7 +230,7 @@ class _Move:
             if new is None or _is_directory(new):
                 continue
             place = staged / str(number)
-            if stat.S_ISLNK(new[0]):
+            if stat.S_ISLNK(new[0]) and self._repo.has_symlinks:
                 os.symlink(b"".join(self._store.iter_blob(new[1])), os.fsencode(place))
                 continue
             fd = os.open(place, _NEW_FILE, 0o777 if new[0] & 0o100 else 0o666)
@@ -314,14 +313,13 @@ class _Place:
 
     def __init__(
         self,
+        repo: Repository,
         directories: Directories,
         path: bytes,
         rows: Callable[[bytes], Remembered | None],
         hasher: Hasher,
-        *,
-        trusts_modes: bool,
     ) -> None:
-        self._trusts_modes = trusts_modes
+        self._repo = repo
         self._directory, _, self._name = path.rpartition(b"/")
         self._rows = rows
         self._hasher = hasher
@@ -342,9 +340,10 @@ class _Place:
             return entry is None and self.stat is None
         if _is_directory(entry) or self.is_directory:
             return _is_directory(entry) and self.is_directory
-        if stat.S_IFMT(self.stat[0]) != stat.S_IFMT(entry[0]):
+        if not (stat.S_ISREG(self.stat[0]) or stat.S_ISLNK(self.stat[0])):
             return False
-        if git_mode(self.stat[0], entry, trusted=self._trusts_modes) != entry[0]:
+        trusted, links = self._repo.trusts_modes, self._repo.has_symlinks
+        if git_mode(self.stat[0], entry, trusted=trusted, links=links) != entry[0]:
             return False
         return self._is_remembered_as(entry) or self._blob() == entry[1]
 

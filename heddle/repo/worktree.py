@@ -342,7 +342,9 @@ class Scan:
 
     def mode_of(self, st_mode: int, old: Entry | None) -> int:
         """The mode that git gives a file here; see `git_mode`."""
-        return git_mode(st_mode, old, trusted=self._repo.trusts_modes)
+        return git_mode(
+            st_mode, old, trusted=self._repo.trusts_modes, links=self._repo.has_symlinks
+        )
 
     def _comparable(self) -> list[tuple[Found, ObjectID]]:
         """The files found whose mode is the tree's, so that nothing but their content may differ."""
@@ -443,7 +445,7 @@ class _Comparison:
             return True
         if found.old is None:
             return size in sizes_of_gone
-        return stat.S_ISREG(found.old[0]) and self._store.size(found.old[1]) == size
+        return self._store.size(found.old[1]) == size
 
     def _read(self, found: Found) -> None:
         """Note a file's mode and id; one that can't be had counts as changed, for what it is."""
@@ -477,15 +479,16 @@ class _Comparison:
             yield change_between(path, old, None)
 
 
-def git_mode(st_mode: int, old: Entry | None, *, trusted: bool = True) -> int:
+def git_mode(st_mode: int, old: Entry | None, *, trusted: bool = True, links: bool = True) -> int:
     """The mode that git gives a file or link; an older form of the same one is kept.
 
     Args:
         st_mode: as stat(2) has it.
         old: what the tree has.
         trusted: whether executable bits mean anything here (git-config(1), ``core.fileMode``).
+        links: whether there are symbolic links here, not files instead that hold where they lead (``core.symlinks``).
     """
-    if stat.S_ISLNK(st_mode):
+    if stat.S_ISLNK(st_mode) or (not links and old is not None and stat.S_ISLNK(old[0])):
         return LINK_MODE
     old_mode = old[0] if old is not None and stat.S_ISREG(old[0]) else None
     if not trusted:

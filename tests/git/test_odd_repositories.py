@@ -826,6 +826,34 @@ def test_git_in_a_mount_with_a_submodule(
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n" % ("4d" * 32)
 
 
+def test_files_instead_of_links(checkout: Path, git: Git, tmp_path: Path) -> None:
+    """With core.symlinks off a file stands for a link: it is no change, is captured as a link, and switched as one."""
+    (checkout / "link").symlink_to("a.txt")
+    (checkout / "other").symlink_to("a.txt")
+    git("add", ".")
+    git("commit", "-q", "-m", "Links")
+    git("clone", "-q", "-c", "core.symlinks=false", ".", tmp_path / "plain")
+    plain = tmp_path / "plain"
+    repo = opened(plain)
+    before = changed(repo)
+    repo.switch("side", create=True)
+    (plain / "link").unlink()
+    (plain / "link").write_text("b.txt")
+    (plain / "new").write_text("a.txt")
+
+    repo.capture(message="elsewhere")
+    modes = {line.split()[3]: line[:6] for line in git("ls-tree", "side", at=plain).splitlines()}
+    repo.switch("main")
+
+    assert before == []
+    assert (modes["link"], modes["other"], modes["new"]) == ("120000", "120000", "100644")
+    assert git("show", "side:link", at=plain) == "b.txt"
+    assert not (plain / "link").is_symlink()
+    assert (plain / "link").read_text() == "a.txt"
+    assert git("status", "--porcelain", at=plain) == ""
+    assert changed(heddle.open(plain)) == []
+
+
 def test_lfs_pointers(checkout: Path, git: Git, tmp_path: Path) -> None:
     """A file that git-lfs keeps elsewhere is its pointer in states, in materialized files and after captures."""
     (checkout / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
