@@ -394,20 +394,24 @@ class _Comparison:
         commit = self._head_commit
         if self._seen is None or self._seen.git_head != self._head_text:
             head = self._head_branch or self._detached_thread()
-            self._make_unborn(head)
+            self._make_thread_of_head(head)
             return head, (commit,)
         went = {move.name for move in self._moves} | self._arrived
         if self._repo.database.head() in went and self._repo.database.head() == self._head_branch:
             return None, (commit,)
         return None, None
 
-    def _make_unborn(self, head: str) -> None:
-        """A branch without a commit has no ref: its thread is made all the same, and linked."""
-        if head == self._head_branch and self._head_commit is None:
-            if head not in self._threads:
-                self._moves.append(Move("thread", head, None, None))
-            if head not in self._rows:
-                self._new_rows[head] = Branch(None)
+    def _make_thread_of_head(self, head: str) -> None:
+        """Git came to a branch without a thread: it has no commit and so no ref, or its thread was deleted."""
+        if head != self._head_branch:
+            return
+        commit = self._head_commit
+        is_made = any(move.name == head for move in self._moves)
+        if head not in self._threads and not is_made:
+            self._moves.append(Move("thread", head, None, commit))
+            self._new_rows[head] = Branch(commit)
+        elif commit is None and head not in self._rows:
+            self._new_rows[head] = Branch(None)
 
     def _detached_thread(self) -> str:
         """A thread at git's detached HEAD: the usual one, unless something was captured on it."""

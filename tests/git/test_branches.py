@@ -157,6 +157,29 @@ def test_a_deleted_thread_leaves_its_branch(repo: api.Repository, git: Git) -> N
     assert git("rev-parse", "side") == state(heddle.open(repo.path), "side")
 
 
+@pytest.mark.parametrize("born", [True, False])
+def test_a_deleted_thread_whose_branch_git_switches_to(
+    repo: api.Repository, git: Git, born: bool
+) -> None:
+    """The thread is there again: HEAD is on it, and a capture moves the branch."""
+    git("branch", "side", "HEAD~1")
+    heddle.open(repo.path).threads.delete("side")
+    if born:
+        assert "side" not in heddle.open(repo.path).threads
+        git("switch", "-q", "side")
+    else:
+        git("update-ref", "-d", "refs/heads/side")
+        git("switch", "-q", "--orphan", "side")
+
+    again = heddle.open(repo.path)
+    (repo.path / "new").write_text("new\n")
+    again.capture(message="On it")
+
+    assert (again.head, again.git_problems) == ("side", {})
+    assert state(again, "side") == git("rev-parse", "side") == git("rev-parse", "HEAD")
+    assert git("status", "--porcelain") == ""
+
+
 def test_packed_refs_are_seen(repo: api.Repository, git: Git) -> None:
     """A branch that only packed-refs names is a thread too."""
     git("branch", "packed", "HEAD~1")
