@@ -169,7 +169,8 @@ def _mend_alternates(repo: Repository, done: Repair) -> None:
     if repo.git is not None:
         path = objects_of(repo.git, store.path)
         lacks_git = path not in kept and repo.git.objects not in kept
-        if lacks_git and next(fsck.lost(repo, ()), None) is not None:
+        was_moved = kept != store.alternate_paths()
+        if lacks_git and (was_moved or next(fsck.lost(repo, ()), None) is not None):
             wanted.append(path)
     if wanted == store.alternate_paths():
         return

@@ -81,6 +81,8 @@ class ObjectStore(_Interface):
     Args:
         path: ``.heddle/objects``.
         object_format: ``sha1`` or ``sha256``.
+        git_objects: says where git's objects are now, which is asked for when an alternate is not there: git's
+            directory may have been moved.
 
     Attributes:
         path: ``.heddle/objects``.
@@ -90,8 +92,15 @@ class ObjectStore(_Interface):
         hurried_thread: a thread that must not wait for a remote: it gets ObjectNotHere instead.
     """
 
-    def __init__(self, path: Path, *, object_format: str = "sha1") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        object_format: str = "sha1",
+        git_objects: Callable[[], Path | None] = lambda: None,
+    ) -> None:
         self.path = Path(path)
+        self._git_objects = git_objects
         self.format_name = object_format
         self.id_length = ID_LENGTHS[object_format]
         self.promises = Promises(self.path / "promised", self.id_length)
@@ -546,6 +555,9 @@ class ObjectStore(_Interface):
         if self._alternates is None:
             with self._lock:
                 paths = [self.path / path for path in self.alternate_paths()]
+                moved = self._git_objects() if self.missing_alternates() else None
+                if moved is not None and not any(map(moved.samefile, filter(_is_directory, paths))):
+                    paths.append(moved)
                 opened = [self._open_alternate(path) for path in paths if _is_directory(path)]
                 self._alternates = [each for each in opened if each is not None]
         return self._alternates

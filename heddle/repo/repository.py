@@ -20,6 +20,7 @@ from heddle.errors import (
     CannotCreate,
     ConfigError,
     DataError,
+    HeddleError,
     NotARepository,
     ObjectMissing,
     PathNotFound,
@@ -212,10 +213,20 @@ class Repository:
         """Everything that never changes."""
         from heddle.objects.store import ObjectStore
 
-        store = ObjectStore(self.heddle_dir / "objects", object_format=self.object_format)
+        store = ObjectStore(
+            self.heddle_dir / "objects",
+            object_format=self.object_format,
+            git_objects=self._git_objects,
+        )
         if self.provider is not None:
             store.provide_with(lambda: _made(self.provider, self))
         return store
+
+    def _git_objects(self) -> Path | None:
+        try:
+            return self.git.objects if self.git is not None else None
+        except (HeddleError, OSError):  # who needs git is told
+            return None
 
     @property
     def config(self) -> Config:

@@ -127,6 +127,30 @@ def test_a_linked_worktree(checkout: Path, git: Git, tmp_path: Path) -> None:
     assert (repo.git.checkout, repo.git.common) == (linked, checkout / ".git")  # type: ignore[union-attr]
 
 
+def test_a_linked_worktree_whose_repository_was_moved(
+    checkout: Path, git: Git, tmp_path: Path
+) -> None:
+    """Git's objects are read where git has them now, and a repair loses nothing."""
+    linked, moved = tmp_path / "linked", tmp_path / "moved"
+    git("worktree", "add", "-q", linked, "-b", "other")
+    opened(linked).close()
+    checkout.rename(moved)
+    git("worktree", "repair", at=moved)
+    commit_file(moved, "c.txt", "three\n")
+    repo = heddle.open(linked)
+    (linked / "a.txt").write_text("changed\n")
+
+    repo.capture(message="Moved")
+    repaired, report = repo.repair()
+    again = heddle.open(linked)
+
+    assert (repo.git_problems, again.git_problems) == ({}, {})
+    assert (repaired.lost, report.problems, again.fsck().problems) == ([], [], [])
+    assert state(again, "main") == git("rev-parse", "main", at=moved)
+    assert len(list(again.log())) == 3
+    assert git("status", "--porcelain", at=linked) == ""
+
+
 def test_heddle_in_a_checkout_and_in_its_linked_worktree(
     repo: api.Repository, git: Git, tmp_path: Path
 ) -> None:
