@@ -257,6 +257,10 @@ class Repository(repository.Repository):
 
         Nothing is raised: what could not be done is in ``git_problems``.
         """
+        if self.git_came_later:
+            came = f"{self.path / '.git'} came after .heddle, and neither knows of the other"
+            self.git_problems = {"": DataError(came, hint="heddle init")}
+            return
         if not (self.path / ".git").exists() and self.git is None:
             return
         from heddle.git import branches

@@ -36,6 +36,8 @@ def init(
 
     repo = api.init(path or Path.cwd(), object_format=object_format)
     done = "made a repository in" if repo.created else "there is a repository already in"
+    if repo.joined_git:
+        done = "put on top of git: the repository in"
     output.answer(
         {
             "path": str(repo.path),

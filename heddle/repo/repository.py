@@ -61,6 +61,7 @@ class Repository:
         path: the directory that holds ``.heddle``, absolute, without symbolic links.
         heddle_dir: ``path/.heddle``.
         created: whether ``init`` made it just now.
+        joined_git: whether ``init`` put it just now on a git repository that had come later.
         environment: of the command that this is for, set by it: where the user's settings are, and attribution.
         provider: what brings objects that a remote has promised, as ``module:class``; None: nobody does. It is a
             layer above that knows remotes, and a session is told the name in its request.
@@ -71,7 +72,7 @@ class Repository:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.heddle_dir = path / ".heddle"
-        self.created = False
+        self.created = self.joined_git = False
         self.environment: Mapping[str, str] = _NOTHING
         self._current_thread: str | None = None
 
@@ -86,7 +87,8 @@ class Repository:
         """Make a repository in a directory; where there is one already, open it.
 
         HEAD is on a new thread ``main`` without a state; in a git checkout it is on a thread with the name of
-        git's branch, at git's commit, and git's objects are read where they are.
+        git's branch, at git's commit, and git's objects are read where they are. A repository that was there before
+        git is put on top of git now.
 
         The database appears last, under its final name and complete: before that there is no repository, and
         ``init`` can simply be run again.
@@ -120,6 +122,8 @@ class Repository:
                     if not repo.database_path.exists():
                         repo._create_whole(ground, is_new)
                         repo.created = True
+            elif repo.git_came_later:
+                repo._lie_on_git()
         except OSError as error:
             raise CannotCreate(
                 f"can't make a repository in {repo.path}: {error.strerror}"
@@ -243,6 +247,15 @@ class Repository:
             DataError: there is a ``.git`` that is no repository.
             NotPermitted: it is somebody else's, as git sees it.
         """
+        return None if self.git_came_later else self._git_here()
+
+    @property
+    def git_came_later(self) -> bool:
+        """Whether there is a git repository here that ``init`` has not seen: it is left alone until ``init`` has."""
+        is_linked = (self.heddle_dir / ".git").exists()
+        return not is_linked and self.database_path.exists() and (self.path / ".git").exists()
+
+    def _git_here(self) -> GitDir | None:
         if not (self.path / ".git").exists() and not (self.path / "HEAD").is_file():
             return None
         from heddle.repo import gitlink
@@ -592,12 +605,27 @@ class Repository:
         else:
             store = ObjectStore.create(objects, object_format=object_format)
         if self.git is not None:
-            from heddle.repo import gitlink
-
-            _read_objects_of(self.git, objects)
-            gitlink.exclude_heddle(self.git)
-            gitlink.keep_from_git(self.git, self.heddle_dir)
+            _link(self.git, self.heddle_dir)
         store.close()
+
+    def _lie_on_git(self) -> None:
+        """Lie on a git repository that came later; threads and branches are brought in step by who looks next."""
+        from heddle.repo import gitlink
+
+        git = self._git_here()
+        assert git is not None
+        found = gitlink.object_format(git)
+        if found != self.object_format:
+            raise DataError(
+                f"the git repository in {self.path} has {found} ids, and heddle's {self.object_format} ids",
+                hint="heddle git export --to DIR makes another git repository",
+            )
+        gitlink.check_checkout(git)
+        with directory_locked(self.heddle_dir):
+            _link(git, self.heddle_dir)
+        self.joined_git = True
+        for part in ("git", "store"):
+            self.__dict__.pop(part, None)
 
     def _create_database(self, object_format: str, thread: str, state: ObjectID | None) -> None:
         building = self.heddle_dir / "heddle.db.new"
@@ -628,9 +656,18 @@ class _Ground(NamedTuple):
     state: ObjectID | None
 
 
-def _read_objects_of(git: GitDir, objects: Path) -> None:
-    """Name git's objects as an alternate."""
-    atomic.write_file(objects / "alternates", os.fsencode(objects_of(git, objects)) + b"\n")
+def _link(git: GitDir, heddle_dir: Path) -> None:
+    """Read git's objects where they are, and keep git from taking ours; what says so comes last."""
+    from heddle.repo import gitlink
+
+    objects = heddle_dir / "objects"
+    line = os.fsencode(objects_of(git, objects)) + b"\n"
+    alternates = objects / "alternates"
+    others = alternates.read_bytes() if alternates.exists() else b""
+    if line not in others.splitlines(keepends=True):
+        atomic.write_file(alternates, others + line)
+    gitlink.exclude_heddle(git)
+    gitlink.keep_from_git(git, heddle_dir)
 
 
 def objects_of(git: GitDir, objects: Path) -> Path:

@@ -732,6 +732,44 @@ def test_old_modes(checkout: Path, git: Git, tmp_path: Path) -> None:
     same_objects(checkout, out_and_back(checkout, tmp_path))
 
 
+def test_git_comes_later(tmp_path: Path) -> None:
+    """A git repository that is made beside heddle's is left alone until ``heddle init`` puts one on the other."""
+    repo = heddle.init(tmp_path)
+    (tmp_path / "ours").write_text("ours\n")
+    ours = repo.capture(message="ours").state.id
+    run_git(tmp_path, "init", "-q", "-b", "trunk")
+    theirs = commit_file(tmp_path, "theirs", "theirs\n")
+
+    alone = heddle.open(tmp_path)
+    assert alone.git is None and isinstance(alone.git_problems[""], DataError)
+    assert alone.git_problems[""].hint == "heddle init"
+    (tmp_path / "ours").write_text("more\n")
+    more = alone.capture(message="more").state
+    assert more.parents == (ours,)
+    assert run_git(tmp_path, "for-each-ref", "--format=%(refname)") == "refs/heads/trunk"
+
+    heddle.init(tmp_path)
+    both = heddle.open(tmp_path)
+    assert both.git_problems == {}
+    assert (state(both, "main"), state(both, "trunk")) == (more.id.decode(), theirs)
+    assert both.head == "trunk" and ".heddle" not in run_git(tmp_path, "status", "--porcelain")
+    assert both.fsck(full=True).problems == []
+    assert b"ours" in {change.path for change in both.status().changes}
+
+
+def test_git_comes_later_with_other_ids(tmp_path: Path) -> None:
+    """Heddle's repository can't lie on a git repository of another format, and says so; nothing is changed."""
+    heddle.init(tmp_path, object_format="sha256")
+    run_git(tmp_path, "init", "-q")
+    excluded = (tmp_path / ".git/info/exclude").read_bytes()
+
+    with pytest.raises(DataError, match="sha1 ids"):
+        heddle.init(tmp_path)
+
+    assert (tmp_path / ".git/info/exclude").read_bytes() == excluded
+    assert heddle.open(tmp_path).git is None
+
+
 def test_an_old_mode_in_a_mount(checkout: Path, git: Git, tmp_path: Path) -> None:
     """A file of mode 100664 that a mount had to copy up is unchanged."""
     commit(checkout, tree=tree_of(checkout, (b"100664", b"old", git("rev-parse", "HEAD:a.txt"))))
