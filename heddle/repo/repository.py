@@ -149,15 +149,26 @@ class Repository:
     def discover(cls, start: Path) -> Self:
         """The repository of this directory or of the nearest parent that has one.
 
+        One on git does not reach into another git checkout, a linked worktree or a submodule, as git's does not.
+
         Raises:
             NotARepository: none has.
             StorageError: the nearest has objects but no database.
         """
         start = start.resolve()
+        inner: Path | None = None
         for path in (start, *start.parents):
             repo = cls(path)
+            has_git = (path / ".git").exists()
             if repo._exists():
+                if inner is not None and has_git:
+                    raise NotARepository(
+                        f"{inner} is a git checkout of its own, and has no heddle repository",
+                        hint=f"heddle init {inner}, or work in {path}",
+                    )
                 return repo
+            if has_git and inner is None:
+                inner = path
         raise NotARepository(f"no heddle repository in {start} or above", hint="heddle init")
 
     @classmethod

@@ -19,6 +19,7 @@ from heddle.errors import (
     CorruptObject,
     DataError,
     HeddleError,
+    NotARepository,
     NotPermitted,
     StateNotFound,
     StorageError,
@@ -768,6 +769,19 @@ def test_git_comes_later_with_other_ids(tmp_path: Path) -> None:
 
     assert (tmp_path / ".git/info/exclude").read_bytes() == excluded
     assert heddle.open(tmp_path).git is None
+
+
+def test_a_checkout_in_a_checkout(checkout: Path, git: Git) -> None:
+    """In a linked worktree that lies in the checkout, a command does not work on the checkout around it."""
+    heddle.init(checkout)
+    git("worktree", "add", "-q", "--detach", "inner")
+    (checkout / "inner" / "below").mkdir()
+
+    with pytest.raises(NotARepository, match="inner is a git checkout of its own"):
+        heddle.open(checkout / "inner" / "below")
+    heddle.init(checkout / "inner")
+
+    assert heddle.open(checkout / "inner" / "below").path == checkout / "inner"
 
 
 def test_an_old_mode_in_a_mount(checkout: Path, git: Git, tmp_path: Path) -> None:
