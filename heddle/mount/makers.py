@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from heddle.attribution import Agent, agent_of
+from heddle.mount.fsmonitor import command_of
 from heddle.mount.process import ProcessIdentity
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ version whatchanged worktree write-tree
 """
 _LOOKING = frozenset(_NAMES.split())
 """Commands of git that make no commit on HEAD (git(1)); prompts and editors run some of them all the time."""
-_WITH_VALUE = ("-C", "-c", "--git-dir", "--work-tree", "--namespace")
 _MEMORY = "heddle-makers"
 _FIELDS = ("provider", "model", "session", "task")
 
@@ -90,7 +90,7 @@ class Makers:
     def note(self, pid: int) -> None:
         """A process opened ``.git``; the last that may commit is the maker of what comes next."""
         words = _words(pid, "cmdline")
-        if _command(words) in _LOOKING:
+        if command_of(words) in _LOOKING:
             return
         pairs = (word.partition("=") for word in _words(pid, "environ"))
         agent = agent_of({name: value for name, _, value in pairs}, {})
@@ -147,17 +147,6 @@ def _makes_a_commit(message: bytes) -> bool:
     if head.endswith((b"(start)", b"(finish)", b"(abort)")):
         return False
     return verb in _MAKING and (verb == b"commit" or rest.lower() != b"fast-forward")
-
-
-def _command(words: Sequence[str]) -> str:
-    """Git's command in a command line: the first word that is no option of git's, nor the value of one."""
-    rest = iter(words[1:])
-    for word in rest:
-        if word in _WITH_VALUE:
-            next(rest, None)
-        elif not word.startswith("-"):
-            return word
-    return ""
 
 
 def _words(pid: int, what: str) -> list[str]:

@@ -377,6 +377,18 @@ def test_what_git_itself_does(place: Path, git: Git, monkeypatch: pytest.MonkeyP
         assert said(place) == right(place, monkeypatch)
 
 
+def test_a_difference_from_a_commit(place: Path, git: Git) -> None:
+    """Git that takes what it need not look at for deleted, as it did at random before 2.43, is not told anything."""
+    git("config", "alias.changes", "diff --name-only HEAD")
+    assert said(place) == [""]
+    (place / "c/1").write_text("edited\n")
+
+    commands = [["diff", "--name-only", "HEAD"], ["diff-index", "--name-only", "HEAD"], ["changes"]]
+    assert {git(*command, at=place) for _ in range(30) for command in commands} == {"c/1"}
+    assert said(place) == ["", " M c/1"]
+    assert vouched_for(place) == {*FILES, "a.txt", "b.txt"} - {"c/1"}
+
+
 def test_what_heddle_does(
     place: Path, repo: api.Repository, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
