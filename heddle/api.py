@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from heddle.errors import (
+    Busy,
     DataError,
     HeddleError,
     NotARepository,
@@ -76,6 +77,8 @@ __all__ = [
 Progress = Callable[[int, int], None]
 MANY_PACKS = 50
 """From so many packs on ``status`` suggests to collect them."""
+_CAPTURES = 5
+"""So often a capture in a mount is made anew because git committed there meanwhile."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_PROBLEMS: Mapping[str, HeddleError] = MappingProxyType({})
 
@@ -404,10 +407,33 @@ class Repository(repository.Repository):
         self._require_in_step(self.head if thread is None else thread)
         if thread is None or self._is_working_directory(thread):
             done = self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
-        else:
+            self.follow_git()
+            return done
+        for _ in range(_CAPTURES):
             done = self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
-        self.follow_git()
-        return done
+            self.follow_git()
+            if not self._git_was_first(thread, done):
+                return done
+            self._require_in_step(thread)
+        raise Busy(f"git in the mount of thread '{thread}' commits all the time")
+
+    def _git_was_first(self, thread: str, captured: Captured) -> bool:
+        """Give way where git in a mount committed while we captured: the thread goes where git did, and shows the same.
+
+        What was captured is in the operation log, and unsaved again as far as git has not committed it.
+        """
+        from heddle.git import branches, worktrees
+
+        if isinstance(self.git_problems.get(thread), Busy):
+            self.follow_git()  # the branch moved just when it was to follow, perhaps
+        if not isinstance(self.git_problems.get(thread), branches.Diverged):
+            return False
+        mount, ours = worktrees.went_by_itself(self, thread), captured.state.id
+        if mount is None or self.threads.get(thread).state != ours:
+            return False
+        self._adopt(thread, mount.commit, (ours,))
+        mount.bring_index(self, ours, mount.commit)  # it may have what we captured already
+        return True
 
     def _writable_thread(self) -> str:
         if self.shown is not None:

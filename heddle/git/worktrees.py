@@ -138,6 +138,14 @@ def mounts(repo: Repository) -> Mapping[str, Mount]:
     return found
 
 
+def went_by_itself(repo: Repository, thread: str) -> Mount | None:
+    """A thread's mount, if git in it is on the thread's branch, or stands for it, and went where it is by itself."""
+    mount = mounts(repo).get(thread)
+    if mount is None or not (mount.is_on_branch or mount.stands_in) or mount.is_on_its_way:
+        return None
+    return mount if mount.moved_by(repo, mount.commit) is Mover.HERE else None
+
+
 def other_branch(repo: Repository, thread: str) -> str | None:
     """The branch that git in a thread's mount is on, if it is not the thread's own; None as well while detached."""
     for each in linked.of(repo):

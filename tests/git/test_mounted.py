@@ -1062,6 +1062,52 @@ def test_a_capture_while_threads_and_mounts_are_read(
     assert git("rev-parse", "agent") == made[0] and comparing.git_problems == {}
 
 
+@pytest.mark.parametrize(
+    ("thread", "when"),
+    [(name, when) for name in ("agent", "main") for when in ("before", "after")]
+    + [("agent", "branches.before-ref")],
+)
+def test_a_commit_while_a_capture_is_made(
+    repo: api.Repository, git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: str, when: str
+) -> None:  # fmt: skip
+    """Where git in a mount commits during a capture, the capture comes on top of the commit, with what is left."""
+    place = repo.mount(thread, tmp_path / "mnt", create=thread == "agent").mountpoint
+    try:
+        assert git("status", "--porcelain", at=place) == ""
+        (place / "captured").write_text("c\n")
+        inside = heddle.open(place)
+        capture, made = inside._capture_mount, []
+
+        def meanwhile(*arguments: object) -> object:
+            if made:
+                return capture(*arguments)  # type: ignore[arg-type]
+            done = None if when == "before" else capture(*arguments)  # type: ignore[arg-type]
+            if when == "branches.before-ref":
+                monkeypatch.setattr(faults, "reach", lambda point: point == when and commit())
+            else:
+                commit()
+            return done or capture(*arguments)  # type: ignore[arg-type]
+
+        def commit() -> None:
+            if not made:
+                (place / "captured").write_text("again\n")
+                git("add", "captured", at=place)
+                made.append(commit_file(place, "committed", "g\n"))
+                (place / "captured").write_text("and again\n")
+
+        monkeypatch.setattr(inside, "_capture_mount", meanwhile)
+        captured = inside.capture(message="Both").state
+
+        assert [parent.decode() for parent in captured.parents] == made
+        assert git("rev-parse", "HEAD", at=place) == captured.id.decode()
+        assert git("show", "--name-only", "--format=", at=place) == "captured"
+        assert git("status", "--porcelain", at=place) == ""
+        assert state(heddle.open(place), thread) == captured.id.decode()
+        assert heddle.open(place).status().changes == []
+    finally:
+        repo.unmount(thread, force=True)
+
+
 def test_a_capture_before_a_mount_is_brought_along(
     place: Path, repo: api.Repository, git: Git
 ) -> None:
