@@ -98,7 +98,7 @@ def parent_of(pid: int) -> int:
 def test_session_holds_no_descriptor_of_the_command(repo: api.Repository, tmp_path: Path) -> None:
     """A pipe that reads the command's output ends when the command does: the session keeps none of it."""
     command = [sys.executable, "-m", "heddle", "-C", str(repo.path), "mount", "x", "--create"]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     repo.unmount("x")
 
     assert done.stderr == b""
