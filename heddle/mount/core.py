@@ -330,6 +330,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
             raise NotEmpty
         fd = self.raise_dir(directory)
         names = self.names(directory)
+        self._before_directory_goes(node)
         if name in self.lower.entries(directory.lower):
             upper.white_out(fd, name, replace=node.upper)
             names[name] = True
@@ -349,6 +350,10 @@ class ContentAddressedMount(Attributes, PlatformShell):
         os.rename(name, temporary, src_dir_fd=fd, dst_dir_fd=upper.work)
         faults.reach("core.rmdir-moved-away")
         upper.clear_away(temporary)
+
+    def _before_directory_goes(self, node: DirNode) -> None:
+        """Note what those who are in a directory still see of it when it is gone: who may do what is asked of that."""
+        node.last = self.attrs_of(node)._replace(nlink=0, size=0, blocks=0, ctime_ns=time.time_ns())
 
     def _orphan_directory(self, node: DirNode) -> None:
         parent = node.parent
@@ -465,8 +470,10 @@ class ContentAddressedMount(Attributes, PlatformShell):
         self.raise_dir(target_dir)
         self._settle(source)
         self._attributes_change(source)
-        if isinstance(target, DirNode) and target.upper:
-            self._clear_whiteouts(target)
+        if isinstance(target, DirNode):
+            self._before_directory_goes(target)
+            if target.upper:
+                self._clear_whiteouts(target)
         status = self._before_name_goes(target) if isinstance(target, FileNode) else None
         whiteout = old_name in self.lower.entries(source_dir.lower)
         source_names, target_names = self.names(source_dir), self.names(target_dir)
@@ -572,6 +579,8 @@ class ContentAddressedMount(Attributes, PlatformShell):
         """
         names = self.names(directory) if directory.upper else {}
         node = directory.children.get(name)
+        if isinstance(node, DirNode):
+            self._before_directory_goes(node)
         status = None
         if name in names:
             with self._unseen(directory) as fd:

@@ -24,9 +24,10 @@ class Node:
         lookups: how often the kernel was given it and has not forgotten it.
         upper: it has a real file or directory in the upper.
         orphan: its last name is gone for good.
+        last: attributes of an orphan that has no descriptor.
     """
 
-    __slots__ = ("ino", "lookups", "name", "orphan", "parent", "upper")
+    __slots__ = ("ino", "last", "lookups", "name", "orphan", "parent", "upper")
 
     def __init__(self, ino: NodeId, parent: DirNode | None, name: bytes) -> None:
         self.ino = ino
@@ -35,6 +36,7 @@ class Node:
         self.lookups = 0
         self.upper = False
         self.orphan = False
+        self.last: Attrs | None = None
 
 
 class DirNode(Node):
@@ -80,7 +82,6 @@ class FileNode(Node):
         fd: descriptor of the real file while the node is open, else -1.
         opens, writers: open handles, and those of them that may write.
         links: further known names of a hard-linked file; None while it has one name.
-        last: attributes of an orphan that has no descriptor.
         pushed: its bytes were given to the kernel's page cache.
         privileged: the last opener for writing may keep set-id bits (it is root).
         cleared: its writes have cleared them; nothing to do before the next open or chmod.
@@ -90,7 +91,6 @@ class FileNode(Node):
         "blob",
         "cleared",
         "fd",
-        "last",
         "links",
         "marks",
         "mode",
@@ -113,7 +113,6 @@ class FileNode(Node):
         self.opens = 0
         self.writers = 0
         self.links: list[tuple[DirNode, bytes]] | None = None
-        self.last: Attrs | None = None
         self.pushed = False
         self.privileged = True
         self.cleared = False

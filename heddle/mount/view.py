@@ -518,11 +518,10 @@ class View:
         )
 
     def _directory_attrs(self, node: DirNode) -> Attrs:
-        when = self.time_ns
         if node.orphan:
-            return Attrs(
-                node.ino, stat.S_IFDIR | 0o755, 0, self.uid, self.gid, 0, 0, 0, when, when, when
-            )
+            assert node.last is not None
+            return node.last
+        when = self.time_ns
         if not node.upper:
             nlink = 2 + self.lower.subdirectories(node.lower)
             mode = stat.S_IFDIR | 0o755

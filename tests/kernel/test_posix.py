@@ -189,6 +189,34 @@ def test_attributes_of_a_file_without_a_name(where: Path, name: str) -> None:
         assert os.listxattr(file.fileno()) == ["user.after"]
 
 
+@pytest.mark.parametrize("way", ["removed", "replaced"])
+def test_a_directory_without_a_name(where: Path, way: str) -> None:
+    """A directory removed while open keeps its mode, owner and time; it shows nothing and takes nothing."""
+    (where / "dir").mkdir()
+    (where / "dir").chmod(0o1711)
+    (where / "other").mkdir()
+    below = os.open(where / "dir", os.O_RDONLY)
+    try:
+        before = os.fstat(below)
+        if way == "removed":
+            (where / "dir").rmdir()
+        else:
+            (where / "other").rename(where / "dir")
+        after = os.fstat(below)
+
+        assert (after.st_mode, after.st_uid, after.st_gid) == (
+            before.st_mode,
+            before.st_uid,
+            before.st_gid,
+        )
+        assert (after.st_nlink, after.st_mtime_ns) == (0, before.st_mtime_ns)
+        assert os.listdir(below) == []
+        with fails_with(errno.ENOENT):
+            os.mkdir("new", dir_fd=below)
+    finally:
+        os.close(below)
+
+
 def test_a_new_file_under_the_name_of_an_open_one(repo: api.Repository, where: Path) -> None:
     """A name whose file is gone but open can be taken again: two files, each with its bytes."""
     with open(where / "a.txt", "rb") as old:
