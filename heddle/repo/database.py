@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
     from heddle.objects.store import Problem
 
+_LOGGED_HINT = "heddle fetch may bring it; only the log remembers it, and nothing needs it"
+
 
 class Database:
     """The tables of one repository. Every changing method is one transaction and logs what it moved.
@@ -574,7 +576,8 @@ class Database:
                 known[state] = is_state(state)
             if not known[state]:
                 what = f"{where} names state {state.decode()}, which is not in the object store"
-                found.append(self._problem(what))
+                logged = where.startswith("operation ")
+                found.append(self._problem(what, _LOGGED_HINT if logged else REPAIR_HINT))
         return found
 
     def named_states(self) -> list[tuple[str, ObjectID]]:
@@ -583,10 +586,10 @@ class Database:
         return [(where, _known_id(state)) for where, state in rows]
 
     @staticmethod
-    def _problem(what: str) -> Problem:
+    def _problem(what: str, repair: str = REPAIR_HINT) -> Problem:
         from heddle.objects.store import Problem
 
-        return Problem("database", what, REPAIR_HINT)
+        return Problem("database", what, repair)
 
     def named_ids(self) -> set[bytes]:
         """The hex id of every object that a row names, in whatever table, but for caches."""

@@ -172,7 +172,10 @@ def test_an_operation_that_was_changed(world: Path) -> None:
 
 
 def test_a_thread_whose_state_is_lost(world: Path) -> None:
-    """The thread goes back to the newest state that can be read, and the report says what is lost."""
+    """The thread goes back to the newest state that can be read, and the report says what is lost.
+
+    That the log goes on naming the lost state is told as well, but not as something that another repair would mend.
+    """
     repo = opened(world)
     lost, before = (repo.resolve(spec) for spec in ("main", "main~1"))
     pack = repo.store._packs.find_anew(bytes.fromhex(lost.decode()))
@@ -181,9 +184,11 @@ def test_a_thread_whose_state_is_lost(world: Path) -> None:
     pack[0].pack_path.unlink()
     pack[0].path.unlink()
 
-    repo, done, _report = repaired(world)
+    repo, done, report = repaired(world)
     assert repo.threads.get("main").state == before
     assert any(lost.decode() in line for line in done.lost)  # type: ignore[attr-defined]
+    logged = [it for it in report.problems if it.what.startswith("operation ")]  # type: ignore[attr-defined]
+    assert logged and all("--repair" not in it.repair for it in logged)
     repo.close()
 
 
