@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import heddle
 from heddle.errors import HeddleError
+from heddle.mount.parked import Park
 from heddle.mount.process import ProcessIdentity
 
 THREADS = ("one", "two", "main")
@@ -25,6 +27,7 @@ NAMES = ("a", "b", "sub/c")
 VERBS = (
     *("write", "write", "write", "remove", "rename", "capture", "mount", "unmount"),
     *("discard", "delete", "switch", "kill", "clean", "worktree", "move"),
+    *("restore", "collect", "repair", "force"),
 )
 
 Act = tuple[str, str, str]
@@ -155,6 +158,27 @@ class Life:
         for ended in self.repo.unmount(stale=True).unmounted:
             self.mounted.pop(ended.thread or "", None)
 
+    def _force(self, thread: str, name: str) -> None:
+        self.repo.unmount(thread, force=True)
+        self.mounted.pop(thread, None)
+
+    def _restore(self, thread: str, name: str) -> None:
+        park = Park(self.repo, self.repo.runtime)
+        for parked in park.list()[:1]:
+            upper = parked.path / "upper"
+            files = [path for path in upper.rglob("*") if path.is_file()]
+            held = {(thread, str(path.relative_to(upper))): path.read_bytes() for path in files}
+            park.restore(parked.id, thread)
+            self._recorded(thread)
+            self.unsaved.update(held)
+
+    def _collect(self, thread: str, name: str) -> None:
+        self.repo.collect(before_ns=time.time_ns())
+
+    def _repair(self, thread: str, name: str) -> None:
+        done, report = self.repo.repair(full=True)
+        assert (done.lost, done.aside, report.problems) == ([], [], [])
+
     # what there is
 
     def found(self) -> set[bytes]:
@@ -199,6 +223,7 @@ class Life:
     ]
 )
 @example([("write", "main", "a"), ("worktree", "main", "a"), ("capture", "main", "a")])
+@example([("write", "two", "a"), ("discard", "two", "a"), ("restore", "two", "a")])
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
