@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from heddle.errors import Busy, ConfigError, HeddleError, OtherFormat
 from heddle.mount import mend, mountinfo, registry
 from heddle.mount.partial import plain_reader
-from heddle.mount.snapshot import hash_file, store_file
+from heddle.mount.snapshot import hash_blob, hash_file, store_file
 from heddle.objects.repair import broken_packs, object_format, rewrite
 from heddle.objects.store import Problem
 from heddle.repo import fsck
 from heddle.repo.aside import Repair
 from heddle.repo.fsck import Report
 from heddle.repo.locks import directory_locked, file_locked_nowait
-from heddle.repo.missing import Lost
 from heddle.repo.names import overlay_name
 from heddle.repo.parked import PARKED, parking_place
 from heddle.repo.rebuild import rebuild
@@ -232,37 +230,59 @@ def _find_lost(repo: Repository, done: Repair) -> None:
     lost = {each.id: each for each in fsck.lost(repo, ()) if each.kind == "file"}
     if not lost:
         return
+    wanted = set(lost)
     with repo.store.writer() as writer:
-        for path in _candidates(repo, lost.values()):
-            _store_again(path, repo.object_format, lost.keys(), writer)
+        for path in _files(repo):
+            if not wanted:
+                break
+            wanted.discard(_store_again(path, repo.object_format, wanted, writer))
         found = writer.count
         writer.commit()
     if found:
         done.mended.append(f"{found} lost files are stored again from copies that are still there")
 
 
-def _candidates(repo: Repository, lost: Iterable[Lost]) -> Iterator[Path]:
-    """Files that may hold lost bytes, by where these were in a state."""
+def _files(repo: Repository) -> Iterator[bytes]:
+    """Every file and link of the working directory and of overlays: lost bytes may lie under any name.
+
+    Mounts are passed by, since one that hangs would not be left again.
+    """
     tops = [repo.path, *(directory / "upper" for _label, directory, _ in mend.overlays(repo))]
-    for each in lost:
-        for top in tops:
-            yield top / os.fsdecode(each.path)
+    passed_by = {os.fsencode(mount.mountpoint) for mount in mountinfo.heddle_mounts()}
+    passed_by |= {os.fsencode(repo.heddle_dir), os.fsencode(repo.path / ".git")}
+    for top in map(os.fsencode, tops):
+        for where, directories, names in os.walk(top):
+            inside = {name: os.path.join(where, name) for name in names + directories}
+            directories[:] = [name for name in directories if inside[name] not in passed_by]
+            yield from (path for path in inside.values() if path not in passed_by)
 
 
 def _store_again(
-    path: Path, object_format: str, wanted: Collection[bytes], writer: PackWriter
-) -> None:
-    """Store a file's bytes if they are wanted."""
+    path: bytes, object_format: str, wanted: Collection[bytes], writer: PackWriter
+) -> bytes | None:
+    """Store the bytes of a file, or of a link, if they are wanted.
+
+    Returns:
+        Their id, if they were stored.
+    """
     try:
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(path)
+            found = hash_blob(iter([target]), len(target), object_format)
+            return writer.add_blob(target) if found in wanted else None
+        if not stat.S_ISREG(status.st_mode):
+            return None
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return
+        return None
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return
-        if hash_file(plain_reader(fd), status.st_size, object_format) in wanted:
-            os.lseek(fd, 0, os.SEEK_SET)
-            store_file(writer, plain_reader(fd), status.st_size)
+        size = os.fstat(fd).st_size
+        if hash_file(plain_reader(fd), size, object_format) not in wanted:
+            return None
+        os.lseek(fd, 0, os.SEEK_SET)
+        return store_file(writer, plain_reader(fd), size)
+    except OSError:  # the disk can't read it
+        return None
     finally:
         os.close(fd)

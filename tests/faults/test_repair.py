@@ -271,8 +271,12 @@ def test_a_damaged_pack_of_which_nothing_is_lost(world: Path, where: str) -> Non
 
 
 def test_lost_bytes_that_are_still_in_a_file(world: Path) -> None:
-    """What a pack lost and the working directory or an overlay still has is stored again."""
-    for spec, name in (("main", b"dir/g1"), ("agent", b"captured")):
+    """What a pack lost and the working directory or an overlay still has, under whatever name, is stored again."""
+    (world / "link").symlink_to("somewhere/" + hashlib.shake_128(b"").hexdigest(50))
+    with closing(heddle.open(world)) as repo:
+        repo.capture(message="A link")
+    (world / "dir" / "g1").rename(world / "dir" / "another name")
+    for spec, name in (("main", b"dir/g1"), ("agent", b"captured"), ("main", b"link")):
         pack = pack_of(world, spec, name)
         repo = opened(world)
         id = repo.lookup_path(spec, name)[1]
