@@ -259,7 +259,7 @@ def test_mounts_for_people(cli: Any, tmp_path: Path, no_restarts: None) -> None:
     wait_until(lambda: done["pid"] not in sessions_of(tmp_path), "the session to die")
     ran = cli("mounts")
     assert ran.stdout.startswith("stale agent-1")
-    assert "heddle mount agent-1 recovers it" in ran.stderr
+    assert "heddle mount agent-1 " in ran.stderr  # "recovers it", or later "starts it again"
 
 
 def test_unmount_with_a_last_capture(cli: Any, repo: api.Repository, tmp_path: Path) -> None:
