@@ -95,6 +95,7 @@ WITHOUT_POINT = {
     "git.packs_kept": NEVER_SEEN,
     "git.remove": ONE_CALL,
     "git._make_durable": CALLER,
+    "git._make_empty": NEVER_SEEN,
     "git._log": NEVER_SEEN,
     "mount.close": NOT_KEPT,
     "mount._opened": OUTSIDE,
