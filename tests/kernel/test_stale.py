@@ -385,7 +385,7 @@ def test_a_hung_mount_without_record_does_not_hang_mounts(
     os.kill(done.pid, signal.SIGCONT)
 
     assert info.state == "hung"
-    assert took_s < 20
+    assert took_s < 8
 
 
 def test_a_session_known_to_the_database_only(
@@ -441,7 +441,7 @@ def test_hung_is_told_in_bounded_time(repo: api.Repository, hung: Any, mounted: 
     took_s = time.monotonic() - began
 
     assert found == {"agent-1": "hung", "agent-2": "live"}
-    assert took_s < 8
+    assert took_s < 20
 
 
 def test_mount_wakes_a_stopped_session(repo: api.Repository, hung: Any) -> None:
