@@ -385,7 +385,7 @@ def test_a_hung_mount_without_record_does_not_hang_mounts(
     os.kill(done.pid, signal.SIGCONT)
 
     assert info.state == "hung"
-    assert took_s < 8
+    assert took_s < 20
 
 
 def test_a_session_known_to_the_database_only(
