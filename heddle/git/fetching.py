@@ -176,7 +176,7 @@ def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> F
                 ) from error
         faults.reach("fetching.before-names")
         target.move(changes, pruned)
-    branches = frozenset(name for ref in there if (name := _branch_name(ref)) is not None)
+    branches = frozenset(name for ref in result.refs if (name := _branch_name(ref)) is not None)
     symbolic = next((to for ref, to in (result.symrefs or {}).items() if ref == b"HEAD"), None)
     default = _branch_name(symbolic) or _branch_at(
         cast("Mapping[bytes, bytes]", result.refs).get(b"HEAD"), there
@@ -255,9 +255,18 @@ class _Target:
 
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
         """The ids to ask for, of all that a server offers."""
-        names = {ref: id for ref, id in refs.items() if ref.startswith((HEADS, TAGS))}
-        ids = {id for ref, id in names.items() if id and not ref.endswith(b"^{}")}
+        ids = {id for ref, id in refs.items() if id and self._takes(ref, id)}
         return sorted(id for id in ids if id not in self._store)
+
+    def _takes(self, ref: bytes, id: bytes) -> bool:
+        """Whether a ref of the server's is to have a name here."""
+        if ref.endswith(b"^{}"):
+            return False
+        if ref.startswith(HEADS):
+            return self.remote.takes_branch(ref.decode(errors="surrogateescape"))
+        if not ref.startswith(TAGS) or self.remote.tag_option == "--no-tags":
+            return False
+        return not self.remote.follows_tags or id in self._store
 
     def graph_walker(self) -> Any:
         """What tells the server, newest first, what is here."""
@@ -292,7 +301,7 @@ class _Target:
 
         found = {}
         for ref, id in refs.items():
-            if id is None or ref.endswith(b"^{}") or not ref.startswith((HEADS, TAGS)):
+            if id is None or not self._takes(ref, id):
                 continue
             if not check_ref_format(Ref(ref)):
                 raise RemoteFailed(f"the server has a ref that can't be one: {ref!r}")
@@ -489,8 +498,13 @@ def pull(
     thread = repo.current_thread if thread is None else thread
     fetched = fetch(repo, name, progress=progress)
     new = tracked(repo, name, thread)
-    if new is None or thread not in fetched.branches:
+    if thread not in fetched.branches:
         raise DataError(f"{name} has no branch '{thread}'", hint=f"heddle push {name} {thread}")
+    if new is None or not fetched.remote.takes_branch(f"refs/heads/{thread}"):
+        raise DataError(
+            f"{name} has a branch '{thread}', which is not among those that are fetched",
+            hint=f"git remote set-branches --add {name} {thread}",
+        )
     found = repo.database.thread(thread)
     old = found.state if found else None
     if old is not None and is_ancestor(repo, new, old):

@@ -18,8 +18,11 @@ from heddle.errors import Busy, DataError, UsageError
 from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
+    from dulwich.config import ConfigFile
+
     from heddle.repo.repository import Repository
 
+_ALL = "refs/heads/*"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -31,12 +34,33 @@ class Remote:
         url: where it is fetched from.
         push_url: where pushes go, which is mostly the same.
         promisor: it has promised the blobs that are not here (git-config(1), remote.<name>.promisor).
+        patterns: which branches are fetched, as ``refs/heads/*``; ``^`` before those that are not.
+        tag_option: ``--tags`` or ``--no-tags``; else see ``follows_tags``.
     """
 
     name: str
     url: str
     push_url: str
     promisor: bool = False
+    patterns: tuple[str, ...] = (_ALL,)
+    tag_option: str = ""
+
+    @property
+    def follows_tags(self) -> bool:
+        """Whether a tag comes only if what it is at is here, since it might lead to what is not wanted."""
+        return not self.tag_option and _ALL not in self.patterns
+
+    def takes_branch(self, ref: str) -> bool:
+        """Whether a branch, by its full name, is fetched from there."""
+        no = any(_matches(each[1:], ref) for each in self.patterns if each[0] == "^")
+        return not no and any(_matches(each, ref) for each in self.patterns)
+
+
+def _matches(pattern: str, ref: str) -> bool:
+    before, star, after = pattern.partition("*")
+    if not star:
+        return ref == pattern
+    return len(ref) >= len(pattern) - 1 and ref.startswith(before) and ref.endswith(after)
 
 
 def remotes(repo: Repository) -> list[Remote]:
@@ -58,16 +82,35 @@ def remotes(repo: Repository) -> list[Remote]:
     for section in config.sections():
         if len(section) != 2 or section[0] != b"remote" or not config.has_section(section):
             continue
-        url = config[section].get(b"url")
-        if url is None:
+        urls = _values(config, section, b"url")
+        if not urls:
             continue
-        push = config[section].get(b"pushurl") or url
-        called, url_text, push_text = (
-            each.decode(errors="surrogateescape") for each in (section[1] or b"", url, push)
+        push_urls = _values(config, section, b"pushurl") or urls
+        patterns = [each.lstrip("+").split(":")[0] for each in _values(config, section, b"fetch")]
+        patterns = [each for each in patterns if each.lstrip("^").startswith("refs/heads/")]
+        if all(each[0] == "^" for each in patterns):
+            patterns.append(_ALL)
+        options = _values(config, section, b"tagOpt")
+        found.append(
+            Remote(
+                section[1].decode(errors="surrogateescape"),
+                urls[0],
+                push_urls[0],
+                bool(config.get_boolean(section, b"promisor", False)),
+                tuple(patterns),
+                options[-1] if options else "",
+            )
         )
-        promisor = bool(config.get_boolean(section, b"promisor", False))
-        found.append(Remote(called, url_text, push_text, promisor))
     return sorted(found, key=lambda remote: remote.name)
+
+
+def _values(config: ConfigFile, section: tuple[bytes, ...], key: bytes) -> list[str]:
+    """All values of a setting; of a remote's addresses git takes the first."""
+    try:
+        found = list(config.get_multivar(section, key))
+    except KeyError:
+        return []
+    return [each.decode(errors="surrogateescape") for each in found if each]
 
 
 def remote(repo: Repository, name: str) -> Remote:
@@ -154,10 +197,11 @@ def _ended(text: bytes) -> bytes:
 
 def _without(text: bytes, name: bytes) -> bytes:
     """The text without the sections of one remote."""
+    quoted = re.escape(name.replace(b"\\", b"\\\\").replace(b'"', b'\\"'))
     kept, inside = [], False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith(b"["):
-            inside = re.match(rb'\s*\[remote\s+"%s"\]' % re.escape(name), line) is not None
+            inside = re.match(rb'\s*\[remote\s+"%s"\]' % quoted, line, re.IGNORECASE) is not None
         if not inside:
             kept.append(line)
     return b"".join(kept)

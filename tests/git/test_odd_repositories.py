@@ -1034,7 +1034,8 @@ def test_a_branch_from_where_a_shallow_clone_begins(
 ) -> None:
     """A branch that leads to the first commit which a shallow clone has is fetched; nothing is missed behind it."""
     commit_file(checkout, "c", "c\n")
-    git("clone", "-q", "--depth", "2", f"file://{checkout}", tmp_path / "mine", at=tmp_path)
+    options = ("-q", "--depth", "2", "--no-single-branch")
+    git("clone", *options, f"file://{checkout}", tmp_path / "mine", at=tmp_path)
     heddle.init(tmp_path / "mine").close()
     git("switch", "-q", "-c", "side", "HEAD~1")
     theirs = commit_file(checkout, "d", "d\n")

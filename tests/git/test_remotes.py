@@ -289,6 +289,50 @@ def test_on_git_a_fetch_is_gits(repo: api.Repository, bare: Path, git: Git, tmp_
     assert git("fsck", "--strict") == ""
 
 
+def test_a_fetch_brings_what_git_would(bare: Path, git: Git, tmp_path: Path) -> None:
+    """Where git fetches one branch, so does heddle, with the tags of what is here; another is asked for by name."""
+    git("clone", "-q", "--depth=1", f"file://{bare}", tmp_path / "mine")
+    heddle.init(tmp_path / "mine")
+    repo = heddle.open(tmp_path / "mine")
+    here = run_git(bare, "rev-parse", "main")
+    run_git(bare, "tag", "at-main", "main")
+    theirs = others_push(bare, tmp_path)
+
+    fetched = fetch(repo)
+
+    assert {each.ref: each.new.decode() for each in fetched.refs} == {
+        "refs/remotes/origin/main": theirs,
+        "refs/tags/at-main": here,
+    }
+    assert "topic" in fetched.branches
+    with pytest.raises(DataError, match="not among") as caught:
+        pull(repo, thread="topic")
+    run_git(repo.path, *str(caught.value.hint).split()[1:])
+    fetch(repo)
+    assert repo.resolve("origin/topic").decode() == run_git(bare, "rev-parse", "topic")
+
+    git("config", "remote.origin.tagOpt", "--tags", at=repo.path)
+    fetch(repo)
+    assert "refs/tags/noted" in refs(repo.path)
+
+
+def test_a_remote_as_git_writes_it(repo: api.Repository, git: Git, tmp_path: Path) -> None:
+    """Of several addresses the first is fetched from; a name with a quote in it can be removed."""
+    git("config", 'remote.a"b.url', "first")
+    git("config", "--add", 'remote.a"b.url', "second")
+    git("config", 'remote.a"b.fetch', "^refs/heads/no*")
+
+    (found,) = remotes.remotes(repo)
+
+    assert (found.name, found.url, found.push_url) == ('a"b', "first", "first")
+    assert found.takes_branch("refs/heads/x")
+    assert not found.takes_branch("refs/heads/nothing")
+
+    remotes.remove(repo, 'a"b')
+
+    assert remotes.remotes(repo) == []
+
+
 def test_a_shallow_clone_of_git_pushes(bare: Path, git: Git, tmp_path: Path) -> None:
     """On a shallow clone that git made, heddle captures and pushes what is new."""
     git("clone", "-q", "--depth=1", f"file://{bare}", tmp_path / "shallow")
