@@ -156,7 +156,7 @@ def _require_forward(repo: Repository, change: RefChange) -> None:
     if not is_ancestor(repo, change.old, change.new):
         raise Diverged(
             f"{change.ref} is {ids}, and holds commits that this one does not",
-            hint="heddle pull, or --force to move it anyway",
+            hint="heddle pull goes forward, or says how to keep both; --force moves it anyway",
         )
 
 
