@@ -132,6 +132,7 @@ class Scan:
             self._directory(*self._todo.pop())
         self._believe_git()
         self._heed_skipped()
+        self._forgive_empty()
 
     def host(self, path: bytes) -> bytes:
         """Where a path of the working directory is."""
@@ -340,6 +341,21 @@ class Scan:
         self.gone = {path: old for path, old in self.gone.items() if path not in left_out}
         self.empty = {path: old for path, old in self.empty.items() if not left_out.lie_below(path)}
 
+    def _forgive_empty(self) -> None:
+        """In a git checkout nobody misses directories that hold nothing: git neither makes them nor keeps them."""
+        git = self._repo.git
+        empty = {path for path, (mode, _) in self.gone.items() if mode == DIRECTORY_MODE}
+        if git is None or git.bare or not empty:
+            return
+        missed = {top for path in self.gone.keys() - empty for top in _and_above(path)}
+        forgiven = {
+            top for top in self.removed if top not in missed and not os.path.lexists(self.host(top))
+        }
+        self.removed = [top for top in self.removed if top not in forgiven]
+        for path in empty:
+            if not forgiven.isdisjoint(_and_above(path)):
+                del self.gone[path]
+
     def mode_of(self, st_mode: int, old: Entry | None) -> int:
         """The mode that git gives a file here; see `git_mode`."""
         return git_mode(
@@ -397,6 +413,13 @@ class Scan:
         if not self._paths:
             self._cache.keep_only({*self._directories, *rebuilt})
         self._cache.save()
+
+
+def _and_above(path: bytes) -> Iterator[bytes]:
+    """A path and the directories that lead to it."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
 
 
 def status(repo: Repository, *, paths: Sequence[bytes] = ()) -> Status:

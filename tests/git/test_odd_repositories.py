@@ -771,6 +771,31 @@ def test_git_comes_later_with_other_ids(tmp_path: Path) -> None:
     assert heddle.open(tmp_path).git is None
 
 
+def test_directories_that_hold_nothing(checkout: Path, git: Git, tmp_path: Path) -> None:
+    """A clone by git lacks directories that hold nothing: nobody misses them, and a capture keeps them."""
+    first = opened(checkout)
+    before = git("rev-parse", "HEAD")
+    (checkout / "alone" / "below").mkdir(parents=True)
+    (checkout / "beside" / "below").mkdir(parents=True)
+    (checkout / "beside" / "file").write_text("file\n")
+    first.capture(message="with directories")
+    run_git(tmp_path, "clone", "-q", checkout, "clone")
+    repo = opened(tmp_path / "clone")
+    assert changed(repo) == []
+    (repo.path / "more").write_text("more\n")
+
+    kept = repo.capture(message="more").state
+
+    assert repo.lookup_path(kept.id, b"alone/below")[0] == 0o040000
+    assert repo.lookup_path(kept.id, b"beside/below")[0] == 0o040000
+    repo.threads.create("old", state=before.encode())  # type: ignore[arg-type]
+    repo.switch("old")
+    repo.switch("main")
+    assert changed(repo) == [] and (repo.path / "alone" / "below").is_dir()
+    shutil.rmtree(repo.path / "beside")
+    assert changed(repo) == [b"beside/below", b"beside/file"]
+
+
 def test_a_checkout_in_a_checkout(checkout: Path, git: Git) -> None:
     """In a linked worktree that lies in the checkout, a command does not work on the checkout around it."""
     heddle.init(checkout)
