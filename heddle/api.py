@@ -409,8 +409,16 @@ class Repository(repository.Repository):
             done = self._capture_worktree(message, paths, allow_empty, flags, no_agent, progress)
             self.follow_git()
             return done
-        for _ in range(_CAPTURES):
-            done = self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
+        for attempt in range(_CAPTURES):
+            try:
+                done = self._capture_mount(thread, message, paths, allow_empty, flags, no_agent)
+            except NothingToCapture:
+                if attempt == 0:
+                    raise
+                raise NothingToCapture(
+                    f"git in the mount of thread '{thread}' has committed everything meanwhile",
+                    hint="heddle log",
+                ) from None
             self.follow_git()
             if not self._git_was_first(thread, done):
                 return done
@@ -432,7 +440,9 @@ class Repository(repository.Repository):
         if mount is None or self.threads.get(thread).state != ours:
             return False
         self._adopt(thread, mount.commit, (ours,))
-        mount.bring_index(self, ours, mount.commit)  # it may have what we captured already
+        # It may have what we captured already; while git holds it, the next round brings it along.
+        with suppress(HeddleError):
+            mount.bring_index(self, ours, mount.commit)
         return True
 
     def _writable_thread(self) -> str:

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from heddle.commands import output
 from heddle.commands.settings import ColorChoice, settings
-from heddle.errors import Busy, UsageError
+from heddle.errors import Busy, UsageError, next_command
 
 if TYPE_CHECKING:
     from heddle.api import Repository
@@ -230,8 +230,8 @@ def _note_git_problems(repo: Repository) -> None:
         return
     for problem in repo.git_problems.values():
         output.note(f"note: {output.printable(problem.message)}")
-        if problem.hint:
-            output.note(f"hint: {output.printable(problem.hint)}")
+        if hint := next_command(problem):
+            output.note(f"hint: {output.printable(hint)}")
 
 
 def _note_given_up(repo: Repository) -> None:

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from heddle import faults
-from heddle.errors import Busy, DataError, HeddleError, InvalidName, ObjectMissing
+from heddle.errors import (
+    Busy,
+    DataError,
+    HeddleError,
+    InvalidName,
+    ObjectMissing,
+    StorageError,
+)
 from heddle.git import index
 from heddle.git import refs as gitrefs
 from heddle.git.refs import HEADS, GitRefs
@@ -232,6 +239,7 @@ class _Comparison:
         self._heads = gitrefs.heads(git)
         head_ref, self._head_commit = self._refs.head()
         self._head_ref = head_ref
+        self.step = Step()
         self._branches = self._read_branches()
         # A capture moves a thread and its mount's base together: neither is to be read without the other.
         with repo.database.at_one_moment():
@@ -245,12 +253,15 @@ class _Comparison:
         # Branches that git brought to where their threads were already.
         self._arrived: set[str] = set()
         self._waits = False
-        self.step = Step()
 
     def _read_branches(self) -> dict[str, ObjectID]:
-        """Git's branches whose names can be threads'."""
+        """Git's branches whose names can be threads'; one that is damaged is a problem of its thread's alone."""
         found = {}
-        for raw, id in self._refs.under(HEADS).items():
+        damaged: dict[bytes, StorageError] = {}
+        branches = self._refs.under(HEADS, damaged)
+        for raw, error in damaged.items():
+            self.step.problems[raw.decode(errors="surrogateescape")] = error
+        for raw, id in branches.items():
             name = raw.decode(errors="surrogateescape")
             try:
                 valid_thread_name(name)
@@ -260,7 +271,8 @@ class _Comparison:
         return found
 
     def run(self) -> Step:
-        for name in sorted({*self._branches, *self._rows, *self._link, *self._mounts}):
+        names = {*self._branches, *self._rows, *self._link, *self._mounts}
+        for name in sorted(names - self.step.problems.keys()):
             self._compare(name)
         head, worktree = self._head_to_follow()
         self._follow(head, worktree)
@@ -395,6 +407,9 @@ class _Comparison:
         if self._seen is None or self._seen.git_head != self._head_text:
             head = self._head_branch or self._detached_thread()
             self._make_thread_of_head(head)
+            thread = self._threads.get(head)
+            if commit is None and thread is not None and thread.state is not None:
+                return head, None  # git has nothing yet, and the working directory is where it was
             return head, (commit,)
         went = {move.name for move in self._moves} | self._arrived
         if self._repo.database.head() in went and self._repo.database.head() == self._head_branch:

@@ -7,6 +7,7 @@ may have and takes ``index.lock``.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
         raise Busy(f"git did not finish writing the index of {git.checkout}") from error
     if done.returncode == 0:
         return
-    if lock.exists():
+    if lock.exists() or os.fsencode(lock.name) in done.stderr:
         raise Busy(
             f"git's index is locked by {lock}",
             hint=f"run it again; if no git is running, remove {lock}",

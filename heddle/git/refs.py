@@ -105,12 +105,29 @@ class GitRefs:
             except KeyError:
                 return None
 
-    def under(self, prefix: bytes) -> dict[bytes, ObjectID]:
-        """Everything that refs below a prefix name, by the rest of their names; broken refs are left out."""
+    def under(
+        self, prefix: bytes, damaged: dict[bytes, StorageError] | None = None
+    ) -> dict[bytes, ObjectID]:
+        """Everything that refs below a prefix name, by the rest of their names; those that lead nowhere are left out.
+
+        Args:
+            damaged: gets the refs that can't be read, which are else an error, by the rest of their names.
+        """
         from dulwich.refs import Ref
 
+        found = {}
+        prefix = prefix.rstrip(b"/")
         with self._naming_damage():
-            return {bytes(name): id for name, id in self._files.as_dict(Ref(prefix)).items()}
+            for name in self._files.subkeys(Ref(prefix)):
+                try:
+                    found[bytes(name)] = self._files[Ref(prefix + b"/" + name)]
+                except KeyError:
+                    continue
+                except StorageError as error:
+                    if damaged is None:
+                        raise
+                    damaged[bytes(name)] = error
+        return found
 
     def verbatim(self) -> dict[bytes, bytes]:
         """Every ref but HEAD by full name, with what it holds: an id, or ``ref: `` and a name."""

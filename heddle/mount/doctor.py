@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from heddle.errors import HeddleError
+from heddle.errors import HeddleError, next_command
 from heddle.mount import mountpoint
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.repo.names import overlay_dir
@@ -97,7 +97,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         found.extend(check())
     except HeddleError as error:
-        found.append(Finding(error.kind, "wrong", error.message, error.hint))
+        found.append(Finding(error.kind, "wrong", error.message, next_command(error)))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         found.append(Finding("io_error", "wrong", f"{where}{error.strerror}"))

@@ -419,12 +419,12 @@ def discard_left(repo: Repository, thread: str, runtime: RuntimeDirectory) -> Un
         runtime: the runtime directory.
 
     Raises:
-        NotMounted: nothing is unsaved there.
+        NotMounted: nothing is there, not even what is ignored.
         Busy: it was mounted meanwhile, or another command is at it.
     """
     with runtime.changing(runtime.session_id(repo.path, thread)):
-        left = dirty_offline(repo, thread)
-        if left is not None and not left.files:
+        upper = overlay_dir(repo, thread) / "upper"
+        if not (upper.is_dir() and any(upper.iterdir())):
             raise NotMounted(f"'{thread}' is not mounted, and nothing is unsaved in its overlay")
         done = _discard(repo, Unmounted(thread, thread, None, None, "discarded"))
     if done.discarded is None:

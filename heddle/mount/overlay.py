@@ -46,7 +46,7 @@ from heddle.repo import linked
 from heddle.repo.capture import Captured, record_state
 from heddle.repo.changes import Change, current_umask, find_renames, tree_changes
 from heddle.repo.database import Move
-from heddle.repo.gitstage import NOTHING_STAGED, Skipped, Staged, read_staged, skipped
+from heddle.repo.gitstage import Skipped, Staged, read_staged, skipped
 from heddle.repo.ignore import RULE_FILES
 from heddle.repo.linked import PUT_ASIDE
 from heddle.repo.names import overlay_dir
@@ -233,14 +233,15 @@ class Overlay:
             return skipped(self.git_index, self.repo.store.id_length)
         return self._was_skipped
 
-    def _read_staged(self) -> Staged:
-        """What git in the mount knows of its files."""
+    def _read_staged(self) -> Staged | None:
+        """What git in the mount knows of its files; None where it was not used, or its index can't be read."""
+        if self.repo.git is None or self.git_index is None:
+            return None
         try:
-            if self.repo.git is not None and self.git_index is not None:
-                return read_staged(self.git_index, self.repo.store.id_length)
+            return read_staged(self.git_index, self.repo.store.id_length)
         except OSError as error:
             log.warning("git's index can't be read: %s", error)
-        return NOTHING_STAGED
+            return None
 
     def _compared(self) -> Snapshot:
         """A finished comparison with the base, its long part outside the loop."""

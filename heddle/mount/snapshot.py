@@ -122,7 +122,7 @@ class Snapshot:
         hash_unknown: bool = True,
         umask: int = 0o022,
         skipped: Skipped = NOTHING_SKIPPED,
-        staged: Callable[[], Staged] | None = None,
+        staged: Callable[[], Staged | None] = lambda: None,
         on_git: bool = False,
         trusts_modes: bool = True,
     ) -> None:
@@ -435,7 +435,7 @@ class Snapshot:
 
     @cached_property
     def _staged(self) -> Staged | None:
-        return None if self._read_staged is None else self._read_staged()
+        return self._read_staged()
 
     def _is_kept(self, blob: ObjectID, marks: up.Marks | None) -> bool:
         """Say whether a known blob need not be stored: a status only hashed it, a failed capture's pack is gone."""

@@ -35,9 +35,13 @@ class RefFiles(DiskRefsContainer):
         Raises:
             StorageError: neither an id nor another ref.
         """
-        held = super().read_loose_ref(name)
+        try:
+            held = super().read_loose_ref(name)
+        except StopIteration as error:  # dulwich asks for a first line behind "ref: "
+            raise damaged(self._path, name) from error
         if held is None or held.startswith(SYMREF):
             return held
+        held = held.lower()
         if len(held) not in (40, 64) or held.strip(_HEX_DIGITS):
             raise damaged(self._path, name)
         return held

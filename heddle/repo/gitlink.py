@@ -203,21 +203,22 @@ def check_format(git: GitDir) -> ConfigFile:
     return config
 
 
-def trusts_modes(git: GitDir) -> bool:
+def trusts_modes(git: GitDir, environment: Mapping[str, str]) -> bool:
     """Whether git believes executable bits (git-config(1), ``core.fileMode``); raises ConfigError."""
-    return not _is_off(git, b"fileMode")
+    return not _is_off(git, b"fileMode", environment)
 
 
-def has_symlinks(git: GitDir) -> bool:
+def has_symlinks(git: GitDir, environment: Mapping[str, str]) -> bool:
     """Whether git's checkouts have symbolic links, not files instead (``core.symlinks``); raises ConfigError."""
-    return not _is_off(git, b"symlinks")
+    return not _is_off(git, b"symlinks", environment)
 
 
-def _is_off(git: GitDir, name: bytes) -> bool:
+def _is_off(git: GitDir, name: bytes, environment: Mapping[str, str]) -> bool:
     from heddle.repo import gitconfig
 
     off = re.compile(rb"%b\s*=[\s\"]*(false|no|off|0)" % name, re.IGNORECASE)
-    for path in (git.path / "config.worktree", git.common / "config"):
+    own = [git.path / "config.worktree", git.common / "config"]
+    for path in [*own, *gitconfig.user_files(environment)]:
         content = _content(path)
         if off.search(content):  # in hardly any repository; parsing takes 20 ms
             said = gitconfig.values(path, b"core", name)
@@ -404,6 +405,20 @@ def _content(path: Path) -> bytes:
         return b""
 
 
+def is_empty(git: GitDir) -> bool:
+    """Whether a git repository has no ref at all, as ``git init`` makes one."""
+    return not any(name.startswith(b"refs/") for name in _refs(git).allkeys())
+
+
+def begin_on(git: GitDir, branch: str) -> None:
+    """Have an empty git repository begin on a branch; left as it is where that can't be one's name."""
+    from dulwich.refs import Ref, check_ref_format
+
+    ref = b"refs/heads/" + branch.encode()
+    if check_ref_format(Ref(ref)):
+        atomic.write_file(git.path / "HEAD", b"ref: " + ref + b"\n")
+
+
 def exclude_heddle(git: GitDir) -> None:
     """Have git ignore ``.heddle`` in every checkout of this repository, through ``info/exclude``."""
     path = git.common / "info" / "exclude"
@@ -426,9 +441,9 @@ def keep_from_git(git: GitDir, heddle_dir: Path) -> None:
     inner = heddle_dir / ".git"
     for name in ("objects", "refs"):
         (inner / name).mkdir(parents=True, exist_ok=True)
-    (inner / "HEAD").write_bytes(b"ref: refs/heads/main\n")
     if git.path != git.common and not (git.path / "locked").exists():
         (git.path / "locked").write_text(f"heddle's repository is in it: {heddle_dir}\n")
+    atomic.write_file(inner / "HEAD", b"ref: refs/heads/main\n")
 
 
 def _commit(objects: GitObjects, id: ObjectID) -> ObjectID | None:

@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,13 +48,11 @@ class Staged:
     """
 
     def __init__(self, data: mmap.mmap | bytes, written_ns: int, id_length: int) -> None:
-        self._data = data
-        self._written_ns = written_ns
-        self._id_length = id_length
-        self._reader: _Reader | _Walk | None = None
-        self._last = b""
         version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        self._kind = _READERS.get(version)
+        kind = _READERS.get(version)
+        self._reader = None if kind is None else kind(data, id_length)
+        self._written_ns = written_ns
+        self._misses = 0
 
     def holds(self, path: bytes, seen: Seen, blob: bytes) -> bool:
         """Whether git knows a file to hold a blob (binary id), from its stat alone.
@@ -61,15 +60,11 @@ class Staged:
         That is so if its entry has this stat and this blob, and the index was written after the file: git could not
         have missed a later change of it.
         """
-        if self._kind is None or seen.mtime_ns >= self._written_ns:
+        if self._reader is None or self._misses > _MISSES or seen.mtime_ns >= self._written_ns:
             return False
-        if self._reader is None or path < self._last:
-            self._reader = self._kind(self._data, self._id_length)
-        self._last = path
-        if self._reader.misses > _MISSES:
-            self._kind = None
-            return False
-        return self._reader.find(path) == (_said(seen), blob)
+        entry = self._reader.find(path)
+        self._misses += entry is None
+        return entry == (_said(seen), blob)
 
 
 def read_staged(index: Path, id_length: int) -> Staged:
@@ -176,24 +171,24 @@ def _said(seen: Seen) -> tuple[int, ...]:
 
 
 class _Reader:
-    """Finds entries by paths that are asked for in order.
+    """Finds entries by paths, quickest where these are asked for in order.
 
     Args:
         data: the index.
         id_length: bytes of an id.
-
-    Attributes:
-        misses: how many paths were not found.
     """
 
     def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
         self._data = data
         self._id_length = id_length
         self._from = _HEADER.size
-        self.misses = 0
+        self._last = b""
 
     def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
         """What the entry of a path says of its file, and its blob; None where there is none, or a conflict."""
+        if path < self._last:
+            self._from = _HEADER.size
+        self._last = path
         at = self._data.find(path + b"\0", self._from)
         while at >= 0:
             start = self._start(path, at)
@@ -201,7 +196,6 @@ class _Reader:
                 self._from = at
                 return _entry(self._data, start, self._id_length)
             at = self._data.find(path + b"\0", at + 1)
-        self.misses += 1
         return None
 
     def _start(self, path: bytes, at: int) -> int | None:
@@ -219,28 +213,23 @@ class _Reader:
 
 
 class _Walk:
-    """The same in version 4, where a path is said by its difference from the one before: entry by entry."""
-
-    misses = 0
+    """The same in version 4, where a path is said by its difference from the one before: all are read first."""
 
     def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
         self._data = data
         self._id_length = id_length
-        entries = _each(data, id_length, 4)
-        self._entries = ((path, start) for path, start, flags, _ in entries if not flags & _STAGE)
-        self._path: bytes | None = b""
-        self._start = 0
+
+    @cached_property
+    def _starts(self) -> dict[bytes, int]:
+        entries = _each(self._data, self._id_length, 4)
+        return {path: start for path, start, flags, _ in entries if not flags & _STAGE}
 
     def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
-        while self._path is not None and self._path < path:
-            self._path, self._start = next(self._entries, (None, 0))
-        return _entry(self._data, self._start, self._id_length) if self._path == path else None
+        start = self._starts.get(path)
+        return None if start is None else _entry(self._data, start, self._id_length)
 
 
 _READERS: dict[int, type[_Reader | _Walk]] = {2: _Reader, 3: _Reader, 4: _Walk}
-
-
-NOTHING_STAGED = Staged(b"", 0, 20)
 
 
 def _each(

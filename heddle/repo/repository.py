@@ -159,7 +159,9 @@ class Repository:
         inner: Path | None = None
         for path in (start, *start.parents):
             repo = cls(path)
-            has_git = (path / ".git").exists()
+            git = path / ".git"
+            # Not what keeps git from cleaning ours away, nor a directory that git does not take for its own.
+            has_git = path.name != ".heddle" and (git.is_file() or (git / "HEAD").exists())
             if repo._exists():
                 if inner is not None and has_git:
                     raise NotARepository(
@@ -212,7 +214,7 @@ class Repository:
             return True
         from heddle.repo import gitlink
 
-        return gitlink.trusts_modes(self.git)
+        return gitlink.trusts_modes(self.git, self.environment)
 
     @cached_property
     def has_symlinks(self) -> bool:
@@ -221,7 +223,7 @@ class Repository:
             return True
         from heddle.repo import gitlink
 
-        return gitlink.has_symlinks(self.git)
+        return gitlink.has_symlinks(self.git, self.environment)
 
     @cached_property
     def store(self) -> ObjectStore:
@@ -263,7 +265,7 @@ class Repository:
     @property
     def git_came_later(self) -> bool:
         """Whether there is a git repository here that ``init`` has not seen: it is left alone until ``init`` has."""
-        is_linked = (self.heddle_dir / ".git").exists()
+        is_linked = (self.heddle_dir / ".git" / "HEAD").is_file()
         return not is_linked and self.database_path.exists() and (self.path / ".git").exists()
 
     def _git_here(self) -> GitDir | None:
@@ -633,6 +635,8 @@ class Repository:
             )
         gitlink.check_checkout(git)
         with directory_locked(self.heddle_dir):
+            if gitlink.is_empty(git):
+                gitlink.begin_on(git, self.head)
             _link(git, self.heddle_dir)
         self.joined_git = True
         for part in ("git", "store"):

@@ -23,7 +23,7 @@ from world import wait_until
 
 import heddle
 from heddle import api
-from heddle.errors import HeddleError, StorageError
+from heddle.errors import HeddleError, NotPermitted
 
 MIB = 1 << 20
 DISK = Path(__file__).parent / "disk.py"
@@ -195,7 +195,7 @@ def test_a_disk_that_cannot_write(failing: Failing) -> None:
         lambda: refused((failing.top / "x").touch) == errno.EROFS, "the file system to go read-only"
     )
     assert refused(lambda: (failing.place / "more").touch()) == errno.EROFS
-    with pytest.raises(StorageError):
+    with pytest.raises(NotPermitted, match="Read-only"):
         failing.repo.capture(message="Refused", thread="agent")
     assert (failing.place / "kept").read_bytes() == b"kept"
     assert (failing.place / "f1").read_text() == "captured 1\n"

@@ -22,7 +22,7 @@ from world import wait_until
 import heddle
 from heddle import api, faults
 from heddle.attribution import Agent
-from heddle.errors import DataError, HeddleError, ThreadMoved, UnsavedChanges
+from heddle.errors import DataError, HeddleError, NothingToCapture, ThreadMoved, UnsavedChanges
 from heddle.git import branches
 from heddle.mount import lifecycle
 from heddle.repo.capture import record_state
@@ -1106,6 +1106,58 @@ def test_a_commit_while_a_capture_is_made(
         assert heddle.open(place).status().changes == []
     finally:
         repo.unmount(thread, force=True)
+
+
+def test_a_capture_gives_way_while_git_holds_its_index(
+    place: Path, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git that commits during a capture may hold its index still: the capture comes on top all the same."""
+    assert git("status", "--porcelain", at=place) == ""
+    lock = Path(git("rev-parse", "--git-path", "index.lock", at=place))
+    (place / "captured").write_text("c\n")
+    inside = heddle.open(place)
+    capture, made = inside._capture_mount, []
+
+    def meanwhile(*arguments: object) -> object:
+        if made:
+            lock.unlink()
+            return capture(*arguments)  # type: ignore[arg-type]
+        done = capture(*arguments)  # type: ignore[arg-type]
+        (place / "captured").write_text("again\n")
+        made.append(commit_file(place, "committed", "g\n"))
+        lock.touch()
+        return done
+
+    monkeypatch.setattr(inside, "_capture_mount", meanwhile)
+    captured = inside.capture(message="On top").state
+
+    assert [parent.decode() for parent in captured.parents] == made
+    assert git("status", "--porcelain", at=place) == ""
+
+
+def test_git_commits_all_that_is_being_captured(
+    place: Path, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git in a mount commits everything during a capture, it is said who has it."""
+    assert git("status", "--porcelain", at=place) == ""
+    (place / "captured").write_text("c\n")
+    inside = heddle.open(place)
+    capture, made = inside._capture_mount, []
+
+    def meanwhile(*arguments: object) -> object:
+        done = capture(*arguments)  # type: ignore[arg-type]
+        if not made:
+            git("add", "-A", at=place)
+            git("commit", "-q", "-m", "All of it", at=place)
+            made.append(git("rev-parse", "HEAD", at=place))
+        return done
+
+    monkeypatch.setattr(inside, "_capture_mount", meanwhile)
+    with pytest.raises(NothingToCapture, match="git in the mount"):
+        inside.capture(message="Too late")
+
+    assert state(heddle.open(place), "agent") == made[0]
+    assert git("status", "--porcelain", at=place) == ""
 
 
 def test_a_capture_before_a_mount_is_brought_along(

@@ -440,7 +440,8 @@ def test_a_ref_that_a_crash_emptied(repo: api.Repository, git: Git, name: str) -
 
     assert {thread.name: thread.state for thread in again.threads} == expected
     assert [problem.exit_code for problem in again.git_problems.values()] == [74]
-    assert f"refs/heads/{name}" in again.git_problems[""].message
+    (problem,) = again.git_problems.values()
+    assert f"refs/heads/{name}" in problem.message
 
 
 def test_an_empty_list_of_packed_refs(checkout: Path, git: Git) -> None:
@@ -758,6 +759,52 @@ def test_git_comes_later(tmp_path: Path) -> None:
     assert b"ours" in {change.path for change in both.status().changes}
 
 
+@pytest.mark.parametrize("branch", ["main", "trunk"])
+def test_git_comes_later_and_empty(tmp_path: Path, branch: str) -> None:
+    """A git repository without anything begins where heddle is: the same thread, its base, and its history."""
+    repo = heddle.init(tmp_path / "here")
+    (repo.path / "file").write_text("one\n")
+    first = repo.capture(message="one").state.id
+    run_git(repo.path, "init", "-q", "-b", branch)
+    (repo.path / "file").write_text("two\n")
+
+    heddle.init(repo.path)
+    both = heddle.open(repo.path)
+    assert (both.head, changed(both)) == ("main", [b"file"])
+    second = both.capture(message="two").state
+
+    assert second.parents == (first,)
+    assert run_git(repo.path, "rev-parse", "HEAD") == second.id.decode()
+    assert run_git(repo.path, "status", "--porcelain") == ""
+
+
+def test_a_link_to_git_that_a_crash_left_half_done(tmp_path: Path) -> None:
+    """What ``init`` had begun when it was killed, the next one finishes; until then nobody takes it for done."""
+    repo = heddle.init(tmp_path / "here")
+    run_git(repo.path, "init", "-q")
+    (repo.heddle_dir / ".git" / "objects").mkdir(parents=True)
+    assert heddle.open(repo.path).git is None
+
+    heddle.init(repo.path)
+
+    assert heddle.open(repo.path).git is not None
+    assert ".heddle" not in run_git(repo.path, "clean", "-fdxn")
+
+
+def test_a_damaged_branch_is_its_own_problem(checkout: Path, git: Git) -> None:
+    """A ref that a crash has emptied is named, and keeps no other branch from following."""
+    repo = opened(checkout)
+    for name, left in (("one", ""), ("two", "ref: ")):
+        git("branch", name)
+        (checkout / ".git/refs/heads" / name).write_text(left)
+    (checkout / "a.txt").write_text("more\n")
+
+    captured = repo.capture(message="on main").state.id.decode()
+
+    assert git("rev-parse", "main") == captured
+    assert repo.git_problems.keys() == {"one", "two"}
+
+
 def test_git_comes_later_with_other_ids(tmp_path: Path) -> None:
     """Heddle's repository can't lie on a git repository of another format, and says so; nothing is changed."""
     heddle.init(tmp_path, object_format="sha256")
@@ -807,6 +854,9 @@ def test_a_checkout_in_a_checkout(checkout: Path, git: Git) -> None:
     heddle.init(checkout / "inner")
 
     assert heddle.open(checkout / "inner" / "below").path == checkout / "inner"
+    (checkout / "vendor" / ".git").mkdir(parents=True)  # none that git would take
+    for below in ("vendor", ".heddle/objects"):
+        assert heddle.open(checkout / below).path == checkout
 
 
 def test_an_old_mode_in_a_mount(checkout: Path, git: Git, tmp_path: Path) -> None:
@@ -927,7 +977,8 @@ def test_git_in_a_mount_with_a_submodule(
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n" % ("4d" * 32)
 
 
-def test_files_instead_of_links(checkout: Path, git: Git, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["the repository's", "the user's"])
+def test_files_instead_of_links(checkout: Path, git: Git, tmp_path: Path, whose: str) -> None:
     """With core.symlinks off a file stands for a link: it is no change, is captured as a link, and switched as one."""
     (checkout / "link").symlink_to("a.txt")
     (checkout / "other").symlink_to("a.txt")
@@ -935,6 +986,9 @@ def test_files_instead_of_links(checkout: Path, git: Git, tmp_path: Path) -> Non
     git("commit", "-q", "-m", "Links")
     git("clone", "-q", "-c", "core.symlinks=false", ".", tmp_path / "plain")
     plain = tmp_path / "plain"
+    if whose == "the user's":
+        git("config", "--unset", "core.symlinks", at=plain)
+        git("config", "--global", "core.symlinks", "false")
     repo = opened(plain)
     before = changed(repo)
     repo.switch("side", create=True)
