@@ -80,7 +80,7 @@ def remotes(repo: Repository) -> list[Remote]:
         raise DataError(f"{path} can't be read: {error}", hint="edit the file") from error
     found = []
     for section in config.sections():
-        if len(section) != 2 or section[0] != b"remote" or not config.has_section(section):
+        if len(section) != 2 or section[0].lower() != b"remote" or not config.has_section(section):
             continue
         urls = _values(config, section, b"url")
         if not urls:
@@ -201,7 +201,7 @@ def _without(text: bytes, name: bytes) -> bytes:
     kept, inside = [], False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith(b"["):
-            inside = re.match(rb'\s*\[remote\s+"%s"\]' % quoted, line, re.IGNORECASE) is not None
+            inside = re.match(rb'\s*\[(?i:remote)\s+"%s"\]' % quoted, line) is not None
         if not inside:
             kept.append(line)
     return b"".join(kept)

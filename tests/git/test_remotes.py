@@ -333,6 +333,18 @@ def test_a_remote_as_git_writes_it(repo: api.Repository, git: Git, tmp_path: Pat
     assert remotes.remotes(repo) == []
 
 
+def test_names_that_differ_in_case(repo: api.Repository, git: Git) -> None:
+    """To git they are two remotes, of which one is removed, however its section's own name is spelt."""
+    git("remote", "add", "origin", "first")
+    with (repo.path / ".git" / "config").open("a") as configuration:
+        configuration.write('[REMOTE "Origin"]\n\turl = second\n')
+
+    remotes.remove(repo, "Origin")
+
+    assert [each.name for each in remotes.remotes(repo)] == ["origin"]
+    assert git("config", "--get-regexp", "^remote.*url") == "remote.origin.url first"
+
+
 def test_a_shallow_clone_of_git_pushes(bare: Path, git: Git, tmp_path: Path) -> None:
     """On a shallow clone that git made, heddle captures and pushes what is new."""
     git("clone", "-q", "--depth=1", f"file://{bare}", tmp_path / "shallow")
