@@ -49,6 +49,7 @@ from heddle.repo.database import Move
 from heddle.repo.names import valid_marker_name
 
 if TYPE_CHECKING:
+    from dulwich.client import GitClient
     from dulwich.objects import ObjectID
 
     from heddle.git.pack import Progress
@@ -147,19 +148,20 @@ def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None =
 def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> Fetched:
     repo, remote = target.repo, target.remote
     pack.begin()
-    result = talk(
-        repo,
-        remote.url,
-        "pull",
-        lambda client, path: client.fetch_pack(
+
+    def ask(client: GitClient, path: Any) -> Any:
+        if remote.follows_tags:  # dulwich says what tags are at only where it fetches nothing
+            target.follow(client.get_refs(path, ref_prefix=[HEADS, TAGS]).refs)
+        return client.fetch_pack(
             path,
             target.wants,
             target.graph_walker(),
             pack.write,
             progress=sideband(progress),
             filter_spec=BLOBLESS if remote.promisor or pack.goes_on else None,
-        ),
-    )
+        )
+
+    result = talk(repo, remote.url, "pull", ask)
     _require_format(repo, result.object_format, remote)
     there = target.checked(result.refs)
     changes = target.planned(there)
@@ -245,6 +247,7 @@ class _Target:
         self._git = GitRefs(repo.git) if repo.git is not None else None
         self._store = repo.store
         self._max_bytes = max_object_bytes(repo)
+        self._followed = frozenset[bytes]()
 
     def mend_promises(self) -> None:
         """List anew what is not here, if a list is damaged; the damaged one is put aside after that."""
@@ -253,12 +256,24 @@ class _Target:
             promises.add(missing_blobs(self._store, self._named().values()))
             promises.put_damaged_aside()
 
+    def follow(self, refs: Mapping[Any, Any]) -> None:
+        """Choose the tags that come along: those at what is here, or at a branch that is fetched.
+
+        Args:
+            refs: all that a server offers, with what its annotated tags are at (``^{}``, gitprotocol-pack(5)).
+        """
+        tips = {id for ref, id in refs.items() if ref.startswith(HEADS) and self._takes(ref)}
+        tags = {ref: refs.get(ref + b"^{}", id) for ref, id in refs.items() if ref.startswith(TAGS)}
+        self._followed = frozenset(
+            ref for ref, id in tags.items() if id in tips or id in self._store
+        )
+
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
         """The ids to ask for, of all that a server offers."""
-        ids = {id for ref, id in refs.items() if id and self._takes(ref, id)}
+        ids = {id for ref, id in refs.items() if id and self._takes(ref)}
         return sorted(id for id in ids if id not in self._store)
 
-    def _takes(self, ref: bytes, id: bytes) -> bool:
+    def _takes(self, ref: bytes) -> bool:
         """Whether a ref of the server's is to have a name here."""
         if ref.endswith(b"^{}"):
             return False
@@ -266,7 +281,7 @@ class _Target:
             return self.remote.takes_branch(ref.decode(errors="surrogateescape"))
         if not ref.startswith(TAGS) or self.remote.tag_option == "--no-tags":
             return False
-        return not self.remote.follows_tags or id in self._store
+        return not self.remote.follows_tags or ref in self._followed
 
     def graph_walker(self) -> Any:
         """What tells the server, newest first, what is here."""
@@ -301,7 +316,7 @@ class _Target:
 
         found = {}
         for ref, id in refs.items():
-            if id is None or not self._takes(ref, id):
+            if id is None or not self._takes(ref):
                 continue
             if not check_ref_format(Ref(ref)):
                 raise RemoteFailed(f"the server has a ref that can't be one: {ref!r}")

@@ -47,7 +47,7 @@ class Remote:
 
     @property
     def follows_tags(self) -> bool:
-        """Whether a tag comes only if what it is at is here, since it might lead to what is not wanted."""
+        """Whether a tag comes only with what it is at, since it might lead to what is not wanted."""
         return not self.tag_option and _ALL not in self.patterns
 
     def takes_branch(self, ref: str) -> bool:

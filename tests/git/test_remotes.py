@@ -316,6 +316,42 @@ def test_a_fetch_brings_what_git_would(bare: Path, git: Git, tmp_path: Path) -> 
     assert "refs/tags/noted" in refs(repo.path)
 
 
+@pytest.mark.parametrize("on_git", [True, False])
+def test_tags_come_with_what_they_are_at(
+    url: str, bare: Path, checkout: Path, git: Git, tmp_path: Path, on_git: bool
+) -> None:
+    """Where git fetches one branch, tags of both kinds at what comes, and at what is here, come at once; no others."""
+    if on_git:
+        git("clone", "-q", "--single-branch", "--no-tags", url, tmp_path / "mine")
+        git("config", "--unset", "remote.origin.tagOpt", at=tmp_path / "mine")
+        heddle.init(tmp_path / "mine").close()
+        repo = heddle.open(tmp_path / "mine")
+    else:
+        repo = cloned(url, tmp_path / "mine")
+        known = repo.heddle_dir / "remotes"
+        known.write_text(known.read_text().replace("/*", "/main"))
+    git("tag", "-a", "-m", "Old", "annotated-old", "main~1")
+    theirs = commit_file(checkout, "e.txt", "e\n")
+    git("tag", "new")
+    git("tag", "-a", "-m", "New", "annotated-new")
+    git("tag", "-a", "-m", "Twice", "twice", "annotated-new")
+    git("switch", "-q", "--orphan", "elsewhere")
+    commit_file(checkout, "f.txt", "f\n")
+    git("tag", "-a", "-m", "Not here", "elsewhere")
+    git("push", "-q", "--mirror", bare)
+
+    fetched = {each.ref: each.new.decode() for each in fetch(repo).refs}
+
+    new = ["annotated-new", "annotated-old", "new", "twice"]
+    expected = {f"refs/tags/{name}": git("rev-parse", name) for name in new}
+    if on_git:
+        expected |= {f"refs/tags/{name}": git("rev-parse", name) for name in ("light", "noted")}
+    assert fetched == {"refs/remotes/origin/main": theirs, **expected}
+    assert repo.fsck(full=True).problems == []
+    assert fetch(repo).refs == []
+    repo.close()
+
+
 def test_a_remote_as_git_writes_it(repo: api.Repository, git: Git, tmp_path: Path) -> None:
     """Of several addresses the first is fetched from; a name with a quote in it can be removed."""
     git("config", 'remote.a"b.url', "first")
