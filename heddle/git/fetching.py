@@ -161,7 +161,7 @@ def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> F
             filter_spec=BLOBLESS if remote.promisor or pack.goes_on else None,
         )
 
-    result = talk(repo, remote.url, "pull", ask)
+    result = talk(repo, remote.url, ask)
     _require_format(repo, result.object_format, remote)
     there = target.checked(result.refs)
     changes = target.planned(there)

@@ -94,7 +94,6 @@ class Promisor:
         told = talk(
             self._repo,
             remote.url,
-            "pull",
             lambda client, path: sizes(client, path, raw_ids, self._repo.object_format),
         )
         if told is None:

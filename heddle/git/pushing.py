@@ -89,13 +89,13 @@ def push(
     result = talk(
         repo,
         remote.push_url,
-        "push",
         lambda client, path: client.send_pack(
             path,
             choose,
             partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
             progress=hear,
         ),
+        push_instead=not remote.pushes_apart,
     )
     refused = {ref: why for ref, why in (result.ref_status or {}).items() if why}
     moved = [each for each in changes if each.ref.encode() not in refused]

@@ -207,7 +207,6 @@ def _bring(repo: Repository, remote: Remote, raw_ids: Sequence[bytes]) -> None:
             talk(
                 repo,
                 remote.url,
-                "pull",
                 lambda client, path: client.fetch_pack(
                     path,
                     lambda refs, depth=None: wants,

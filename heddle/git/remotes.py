@@ -33,6 +33,7 @@ class Remote:
     Attributes:
         url: where it is fetched from.
         push_url: where pushes go, which is mostly the same.
+        pushes_apart: that is said of pushes alone, and so git's ``url.<base>.pushInsteadOf`` does not hold for it.
         promisor: it has promised the blobs that are not here (git-config(1), remote.<name>.promisor).
         patterns: which branches are fetched, as ``refs/heads/*``; ``^`` before those that are not.
         tag_option: ``--tags`` or ``--no-tags``; else see ``follows_tags``.
@@ -44,6 +45,7 @@ class Remote:
     promisor: bool = False
     patterns: tuple[str, ...] = (_ALL,)
     tag_option: str = ""
+    pushes_apart: bool = False
 
     @property
     def follows_tags(self) -> bool:
@@ -85,7 +87,7 @@ def remotes(repo: Repository) -> list[Remote]:
         urls = _values(config, section, b"url")
         if not urls:
             continue
-        push_urls = _values(config, section, b"pushurl") or urls
+        push_urls = _values(config, section, b"pushurl")
         patterns = [each.lstrip("+").split(":")[0] for each in _values(config, section, b"fetch")]
         patterns = [each for each in patterns if each.lstrip("^").startswith("refs/heads/")]
         if all(each[0] == "^" for each in patterns):
@@ -95,10 +97,11 @@ def remotes(repo: Repository) -> list[Remote]:
             Remote(
                 section[1].decode(errors="surrogateescape"),
                 urls[0],
-                push_urls[0],
+                (push_urls or urls)[0],
                 bool(config.get_boolean(section, b"promisor", False)),
                 tuple(patterns),
                 options[-1] if options else "",
+                bool(push_urls),
             )
         )
     return sorted(found, key=lambda remote: remote.name)

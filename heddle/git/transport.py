@@ -62,11 +62,17 @@ class RemoteNotFound(DataError):
     kind = "remote_not_found"
 
 
-def talk(repo: Repository, url: str, operation: str, use: Callable[[GitClient, Any], _T]) -> _T:
+def talk(
+    repo: Repository,
+    url: str,
+    use: Callable[[GitClient, Any], _T],
+    *,
+    push_instead: bool = False,
+) -> _T:
     """Call ``use`` with a client for an address and the path there; asks git for credentials if the server does.
 
     Args:
-        operation: ``pull`` or ``push``, for git's ``url.<base>.pushInsteadOf``.
+        push_instead: git's ``url.<base>.pushInsteadOf`` holds for the address.
 
     Raises:
         UsageError: the address is none.
@@ -79,7 +85,7 @@ def talk(repo: Repository, url: str, operation: str, use: Callable[[GitClient, A
     # What dulwich warns of (a server without filters) is said where it matters, and not on stderr.
     logging.getLogger("dulwich.client").addHandler(logging.NullHandler())
     config = _config(repo)
-    address = _rewritten(config, url, operation)
+    address = _rewritten(config, url, push_instead)
     with talking_to(url):
         try:
             return _use(use, *_client(repo, address, config, {}))
@@ -148,11 +154,11 @@ def _client(
     return client, path
 
 
-def _rewritten(config: ConfigDict, url: str, operation: str) -> str:
+def _rewritten(config: ConfigDict, url: str, push_instead: bool) -> str:
     """The address that git's ``url.<base>.insteadOf`` makes of one; the settings lose it, so that it is done once."""
     from dulwich.config import apply_instead_of
 
-    address = apply_instead_of(config, url, push=operation == "push")
+    address = apply_instead_of(config, url, push=push_instead)
     for section in [each for each in config.sections() if each[0] == b"url"]:
         del config[section]
     return address

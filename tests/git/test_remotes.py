@@ -369,6 +369,26 @@ def test_a_remote_as_git_writes_it(repo: api.Repository, git: Git, tmp_path: Pat
     assert remotes.remotes(repo) == []
 
 
+def test_where_a_push_goes(repo: api.Repository, bare: Path, git: Git) -> None:
+    """``pushInsteadOf`` rewrites an address that is also fetched from; one of its own for pushes only ``insteadOf``."""
+    git("config", f"url.{bare.parent}/.pushInsteadOf", "nowhere:")
+    git("remote", "add", "origin", "nowhere:project.git")
+    new = capture(repo, "f", "1")
+
+    push(repo)
+    assert new == run_git(bare, "rev-parse", "main")
+
+    repo.environment = {**os.environ, "GIT_SSH": "/nonexistent/ssh"}  # tells that it was asked for
+    git("config", "remote.origin.pushurl", "nowhere:project.git")
+    with pytest.raises(Unavailable, match="/nonexistent/ssh"):
+        push(repo)
+
+    git("config", f"url.{bare.parent}/.insteadOf", "nowhere:")
+    new = capture(repo, "f", "2")
+    push(repo)
+    assert new == run_git(bare, "rev-parse", "main")
+
+
 def test_names_that_differ_in_case(repo: api.Repository, git: Git) -> None:
     """To git they are two remotes, of which one is removed, however its section's own name is spelt."""
     git("remote", "add", "origin", "first")
