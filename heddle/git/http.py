@@ -16,6 +16,7 @@ from heddle.errors import Unavailable
 if TYPE_CHECKING:
     import urllib3
     from dulwich.config import ConfigDict
+    from urllib3 import HTTPHeaderDict
 
 _REDIRECTS = 10
 _TLS = (
@@ -66,9 +67,10 @@ def connections(
     return urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **options)
 
 
-def _settings(config: ConfigDict, address: str) -> tuple[dict[str, str], dict[str, str]]:
+def _settings(config: ConfigDict, address: str) -> tuple[dict[str, str], HTTPHeaderDict]:
     """The settings for an address by name in lower case, and the headers that go with each request."""
     from dulwich.client import _urlmatch_http_sections, default_user_agent_string
+    from urllib3 import HTTPHeaderDict
 
     found: dict[str, str] = {}
     extra: list[str] = []
@@ -82,10 +84,12 @@ def _settings(config: ConfigDict, address: str) -> tuple[dict[str, str], dict[st
                 extra.append(value)
             else:  # forgets those before (git-config(1), http.extraHeader)
                 extra.clear()
-    headers = {"User-Agent": found.get("useragent") or default_user_agent_string()}
+    headers = HTTPHeaderDict()
     for each in extra:
         header, _, value = each.partition(":")
-        headers[header.strip()] = value.strip()
+        # Of one name they make one line on the way, with commas, which is the same (RFC 9110, 5.3).
+        headers.add(header.strip(), value.strip())
+    headers.setdefault("User-Agent", found.get("useragent") or default_user_agent_string())
     return found, headers
 
 

@@ -58,7 +58,9 @@ def test_no_verification_as_git_spells_it(value: str, tmp_path: Path) -> None:
 
 def test_headers(tmp_path: Path) -> None:
     """All headers are sent; an empty one forgets those before; the environment's settings are settings."""
-    settings = "[http]\n\textraHeader = A: 1\n\textraHeader =\n\textraHeader = B:2\n\textraHeader = C: 3: 4\n"
+    settings = "[http]\n" + "".join(
+        f"\textraHeader = {each}\n" for each in ("A: 1", "", "B:2", "C: 3: 4", "b: 5", "B: 6")
+    )
     environment = {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "http.https://example.org/.extraHeader",
@@ -68,7 +70,14 @@ def test_headers(tmp_path: Path) -> None:
     headers = dict(pool(tmp_path, settings, environment=environment).headers)
 
     assert headers.pop("User-Agent")
-    assert headers == {"B": "2", "C": "3: 4", "D": "5"}
+    assert headers == {"B": "2, 5, 6", "C": "3: 4", "D": "5"}
+
+
+def test_a_user_agent_among_the_headers(tmp_path: Path) -> None:
+    """It goes before ``http.userAgent``."""
+    made = pool(tmp_path, "[http]\n\tuserAgent = a\n\textraHeader = user-agent: b\n")
+
+    assert dict(made.headers) == {"user-agent": "b"}
 
 
 @pytest.mark.parametrize(
