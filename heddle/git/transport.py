@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from heddle.errors import (
+    ConfigError,
     DataError,
     HeddleError,
     NotPermitted,
@@ -76,6 +77,7 @@ def talk(
 
     Raises:
         UsageError: the address is none.
+        ConfigError: git's settings can't be read.
         RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say.
     """
     import logging
@@ -210,6 +212,12 @@ def _config(repo: Repository) -> ConfigDict:
         done = subprocess.run(command, env=dict(repo.environment), capture_output=True)
     except FileNotFoundError:
         return config
+    if done.returncode != 0:
+        said = "; ".join(done.stderr.decode(errors="replace").splitlines())
+        raise ConfigError(
+            f"git can't read its settings: {said}",
+            hint="mend what it names, until git config --list works",
+        )
     for entry in done.stdout.split(b"\0")[:-1]:
         name, is_set, value = entry.partition(b"\n")
         section, _, key = name.rpartition(b".")

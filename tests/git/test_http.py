@@ -12,7 +12,7 @@ import pytest
 import urllib3
 
 import heddle
-from heddle.errors import Unavailable
+from heddle.errors import ConfigError, Unavailable
 from heddle.git.http import connections
 from heddle.git.transport import _config
 
@@ -71,6 +71,14 @@ def test_headers(tmp_path: Path) -> None:
 
     assert headers.pop("User-Agent")
     assert headers == {"B": "2, 5, 6", "C": "3: 4", "D": "5"}
+
+
+def test_settings_that_git_can_t_read(tmp_path: Path) -> None:
+    """They are named in git's words, exit code 78, instead of counting as none."""
+    with pytest.raises(ConfigError, match=r"line 2.*\.gitconfig") as caught:
+        pool(tmp_path, '[http]\nsslCert = a = "b\n')
+
+    assert caught.value.hint
 
 
 def test_a_user_agent_among_the_headers(tmp_path: Path) -> None:
