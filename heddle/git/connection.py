@@ -163,12 +163,13 @@ def over_ssh(
     program = ["sh", "-c", said + ' "$@"', said] if said else [environment.get("GIT_SSH") or "ssh"]
     options = ["-o", "SendEnv=GIT_PROTOCOL", *(["-p", str(port)] if port else [])]
     where = f"{username}@{host}" if username else host
+    hint = "install it; which ssh is run says GIT_SSH_COMMAND or core.sshCommand"
 
     def dial(service: str, path: bytes) -> Line:
         if path.startswith(b"/~"):
             path = path[1:]
         remote = f"git-{service} {shlex.quote(os.fsdecode(path))}"
-        return _run([*program, *options, where, remote], service, environment, timeout_s)
+        return _run([*program, *options, where, remote], service, environment, timeout_s, hint)
 
     return dial
 
@@ -182,13 +183,17 @@ def to_local_git(environment: Mapping[str, str], timeout_s: float, here: Path) -
 
     def dial(service: str, path: bytes) -> Line:
         command = ["git", service, str(here / os.fsdecode(path))]
-        return _run(command, service, environment, timeout_s)
+        return _run(command, service, environment, timeout_s, "install it")
 
     return dial
 
 
 def _run(
-    command: list[str], service: str, environment: Mapping[str, str], timeout_s: float
+    command: list[str],
+    service: str,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    hint: str,
 ) -> Line:
     ours, theirs = socket.socketpair()
     said = TemporaryFile()  # noqa: SIM115 - a pipe would have to be emptied meanwhile
@@ -207,10 +212,7 @@ def _run(
         ours.close()
         said.close()
         if isinstance(error, FileNotFoundError | PermissionError):
-            raise Unavailable(
-                f"{command[0]} can't be run: {error.strerror}",
-                hint="install it; which ssh is run says GIT_SSH_COMMAND or core.sshCommand",
-            ) from error
+            raise Unavailable(f"{command[0]} can't be run: {error.strerror}", hint=hint) from error
         raise
     ours.settimeout(timeout_s)
     return Line(ours, process, said)

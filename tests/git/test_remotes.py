@@ -967,8 +967,24 @@ def test_ssh_is_not_installed(variable: str, mine: api.Repository) -> None:
     mine.environment = {**os.environ, variable: "/nonexistent/ssh"}
     remotes.add(mine, "far", "ssh://example.org/x.git")
 
-    with pytest.raises(Unavailable, match="/nonexistent/ssh"):
+    with pytest.raises(Unavailable, match="/nonexistent/ssh") as caught:
         fetch(mine, "far")
+
+    assert "core.sshCommand" in str(caught.value.hint)
+
+
+def test_git_can_t_be_run(mine: api.Repository, tmp_path: Path) -> None:
+    """What is said of that, where an address is local, is not about ssh."""
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text("#!/nonexistent/sh\n")
+    program.chmod(0o755)
+    mine.environment = {**os.environ, "PATH": str(program.parent)}
+
+    with pytest.raises(Unavailable, match="git can't be run") as caught:
+        fetch(mine)
+
+    assert "ssh" not in str(caught.value.hint)
 
 
 def test_a_large_object_passes_in_pieces(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
