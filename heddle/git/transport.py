@@ -158,12 +158,18 @@ def _client(
 
 def _rewritten(config: ConfigDict, url: str, push_instead: bool) -> str:
     """The address that git's ``url.<base>.insteadOf`` makes of one; the settings lose it, so that it is done once."""
-    from dulwich.config import apply_instead_of
-
-    address = apply_instead_of(config, url, push=push_instead)
+    rules: list[tuple[bytes, bytes, bytes]] = []
     for section in [each for each in config.sections() if each[0] == b"url"]:
+        rules += [(*rule, base) for base in section[1:] for rule in config.items(section)]
         del config[section]
-    return address
+    address = os.fsencode(url)
+    for key in (b"pushinsteadof", b"insteadof") if push_instead else (b"insteadof",):
+        found = [(prefix, base) for name, prefix, base in rules if name == key]
+        found = [each for each in found if address.startswith(each[0])]
+        if found:
+            prefix, base = max(found, key=lambda each: len(each[0]))
+            return os.fsdecode(base + address[len(prefix) :])
+    return url
 
 
 def is_path(address: str) -> bool:

@@ -389,6 +389,22 @@ def test_where_a_push_goes(repo: api.Repository, bare: Path, git: Git) -> None:
     assert new == run_git(bare, "rev-parse", "main")
 
 
+def test_a_prefix_for_pushes_goes_before_a_longer_one(
+    repo: api.Repository, bare: Path, git: Git
+) -> None:
+    """Git looks at ``pushInsteadOf`` first, and at ``insteadOf`` only for want of one; of each the longest counts."""
+    git("config", f"url.{bare.parent}/.pushInsteadOf", "nowhere:pro")
+    git("config", "url./nonexistent/.pushInsteadOf", "nowhere:")
+    git("config", "url./nonexistent/.insteadOf", "nowhere:proproject")
+    git("remote", "add", "origin", "nowhere:proproject.git")
+    new = capture(repo, "f", "1")
+
+    push(repo)
+
+    assert git("remote", "get-url", "--push", "origin") == str(bare)
+    assert new == run_git(bare, "rev-parse", "main")
+
+
 def test_names_that_differ_in_case(repo: api.Repository, git: Git) -> None:
     """To git they are two remotes, of which one is removed, however its section's own name is spelt."""
     git("remote", "add", "origin", "first")
