@@ -99,6 +99,7 @@ class Index:
 
     Attributes:
         path: the index file.
+        name: of the pack and its index, without what tells them apart.
         count: number of objects.
         pack_size: length of the pack file when it was indexed, in bytes.
         pack_digest: SHA-256 that the pack file should have.
@@ -114,6 +115,7 @@ class Index:
 
     def __init__(self, path: Path, id_length: int, data: bytes | mmap.mmap | None = None) -> None:
         self.path = path
+        self.name = path.stem
         self._id_length = id_length
         self._data = load(path) if data is None else data
         bits, places = self._read_header()

@@ -216,7 +216,7 @@ class PackDirectory:
     def forget(self, index: Index) -> None:
         """Look again after a pack's file turned out to be gone."""
         with self._lock:
-            self._drop({index.path.stem})
+            self._drop({index.name})
             self._settled = False
             self.refresh()
 
@@ -245,7 +245,7 @@ class PackDirectory:
 
     def open(self, index: Index) -> PackFile:
         """The pack file of an index; raises FileNotFoundError when it is gone."""
-        name = index.path.stem
+        name = index.name
         with self._lock:
             pack = self._files.get(name)
             if pack is None:
@@ -270,7 +270,7 @@ class PackDirectory:
             CorruptObject: a pack without a sound index holds the object.
         """
         for index in self.indexes():
-            if index.path.stem not in self._checked:
+            if index.name not in self._checked:
                 self._check(index)
         reasons = dict.fromkeys(self._unindexed, "its index is missing") | self._damaged
         for name, why in reasons.items():
@@ -280,7 +280,7 @@ class PackDirectory:
     def _check(self, index: Index) -> None:
         """Check an index against its checksum, once: lookups check only the rows that they find."""
         with self._lock:
-            name = index.path.stem
+            name = index.name
             self._checked.add(name)
             try:
                 index.check()

@@ -248,6 +248,10 @@ class Repacker:
         self._packs.refresh()
         return name
 
+    def is_chunked(self, raw_id: bytes) -> bool:
+        """Whether an object is stored in frames of its own, and so alone; raises KeyError where it is not here."""
+        return self._locate(raw_id)[1].kind == CHUNKED
+
     def _locate(self, raw_id: bytes) -> tuple[Index, Entry]:
         found = self._places.get(raw_id)
         if found is None:  # kept, since planning asks several times

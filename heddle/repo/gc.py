@@ -23,11 +23,11 @@ from heddle.objects.blockindex import BlockIndex
 from heddle.objects.cache import ContentCache
 from heddle.objects.gitformat import COMMIT, to_hex, to_raw
 from heddle.objects.holding import exclusive
-from heddle.objects.layout import CHUNKED
 from heddle.objects.output import remove_abandoned
 from heddle.objects.reach import Chain, Walk
 from heddle.objects.repack import Plan, Repacker
 from heddle.repo.locks import file_locked_nowait
+from heddle.repo.statcache import collector_paused
 
 if TYPE_CHECKING:
     from heddle.objects.index import Index
@@ -97,10 +97,11 @@ def collect(
             repo.store.reindex()
         if before_ns is None:
             before_ns = time.time_ns() - KEPT_NS
-        collection = _Collection(repo, before_ns, marked, progress)
-        if dry_run:
-            return collection.report(None)
-        collection.rewrite()
+        with collector_paused():
+            collection = _Collection(repo, before_ns, marked, progress)
+            if dry_run:
+                return collection.report(None)
+            collection.rewrite()
         with exclusive(repo.store.packs_directory.path, timeout_s=_WAIT_S) as free:
             if not free:
                 raise Busy(
@@ -139,7 +140,7 @@ def _stat_packs(indexes: Iterable[Index]) -> Iterator[_Pack]:
             size = found.st_size + index.path.stat().st_size
         except FileNotFoundError:
             continue
-        yield _Pack(index.path.stem, index, size, found.st_mtime_ns)
+        yield _Pack(index.name, index, size, found.st_mtime_ns)
 
 
 class _Collection:
@@ -223,13 +224,20 @@ class _Collection:
         others: list[bytes] = []
         commits: list[bytes] = []
         for index in indexes:
-            for entry in index:
-                (commits if entry.type_num == COMMIT else others).append(entry.id)
+            for raw_id in index.ids():
+                if raw_id not in self._walk.seen:
+                    (commits if self._is_commit(raw_id) else others).append(raw_id)
         for some in (commits, *([each] for each in others)):
             try:
                 self._walk.run(raw_id for raw_id in some if raw_id not in self._walk.seen)
             except (ObjectMissing, CorruptObject):
                 self._may_drop = False
+
+    def _is_commit(self, raw_id: bytes) -> bool:
+        try:
+            return self._store.kind(raw_id) == COMMIT
+        except (KeyError, CorruptObject):
+            return False  # whoever walks to it is told
 
     # What becomes of each pack
 
@@ -285,26 +293,24 @@ class _Collection:
         return chain
 
     def _write(self, chains: list[Chain], whole: list[bytes], modified_ns: int | None) -> None:
-        alone = {raw_id: None for raw_id in whole if raw_id in self._moving}
-        for chain in chains:
-            ids = [each for each in chain.ids if each in self._moving and each not in alone]
-            alone |= {each: None for each in ids if self._is_chunked(each)}
-            chain.ids = [each for each in ids if each not in alone]
-            if chain.head is not None and (chain.head not in alone or self._is_chunked(chain.head)):
-                chain.head = None
         repacker = Repacker(
             self._store.packs_directory,
             self._store.id_length,
             progress=self._written,
             contents=self._contents,
         )
+        alone = {raw_id: None for raw_id in whole if raw_id in self._moving}
+        for chain in chains:
+            ids = [each for each in chain.ids if each in self._moving and each not in alone]
+            alone |= {each: None for each in ids if repacker.is_chunked(each)}
+            chain.ids = [each for each in ids if each not in alone]
+            if chain.head is not None and (
+                chain.head not in alone or repacker.is_chunked(chain.head)
+            ):
+                chain.head = None
         name = repacker.write(Plan(list(alone), chains), modified_ns=modified_ns)
         if name is not None:
             self._new.add(name)
-
-    def _is_chunked(self, raw_id: bytes) -> bool:
-        found = self._store.packs_directory.find(raw_id)
-        return found is not None and found[1].kind == CHUNKED
 
     def _written(self, done: int, total: int) -> None:
         if self._progress is not None:
