@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heddle.errors import StorageError
+from heddle.objects import output
 from heddle.objects.gitformat import BLOB, COMMIT, TAG, TREE
 from heddle.objects.layout import FRAME_SIZE, WHOLE_LIMIT
 from heddle.objects.pack import ChangedWhileRead
@@ -299,6 +300,27 @@ def test_impossible_trees(store: ObjectStore, names: list[bytes]) -> None:
     ]
     with store.writer() as writer, pytest.raises(ValueError):
         writer.add_tree(entries)
+
+
+def test_a_long_pack_goes_to_disk_in_pieces(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is waited for bit by bit, so that nobody else has to wait for all of it at the end."""
+    waited, really_sync = [], os.fdatasync
+
+    def note_and_sync(fd: int) -> None:
+        waited.append(os.fstat(fd).st_size)
+        really_sync(fd)
+
+    monkeypatch.setattr(output, "SYNC_EVERY", 1 << 20)
+    monkeypatch.setattr(os, "fdatasync", note_and_sync)
+    with store.writer() as writer:
+        for _ in range(40):
+            writer.add_blob(os.urandom(200_000))
+        writer.commit()
+
+    assert 4 <= len(waited) <= 8
+    assert waited == sorted(set(waited))
 
 
 def test_the_order_of_a_commit(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
