@@ -70,6 +70,18 @@ def as_told(error: HeddleError) -> HeddleError:
     return told
 
 
+def error_record(error: HeddleError) -> dict[str, object]:
+    """What of an error is in JSON, and crosses a socket or a pipe; the system's error below it does not."""
+    told = as_told(error)
+    return {
+        "kind": told.kind,
+        "message": told.message,
+        "hint": next_command(told),
+        "exit_code": told.exit_code,
+        "retry": told.retry,
+    }
+
+
 def _errno(error: HeddleError) -> int:
     return error.__cause__.errno or 0 if isinstance(error.__cause__, OSError) else 0
 

@@ -25,6 +25,7 @@ from heddle.errors import (
     StorageError,
     UsageError,
     as_told,
+    error_record,
     next_command,
 )
 
@@ -113,7 +114,7 @@ def _report(error: Exception) -> int:
 
 def _print(problem: HeddleError) -> None:
     if settings.json:
-        output.warn(output.to_json({"error": _record(problem)}))
+        output.warn(output.to_json({"error": error_record(problem)}))
         return
     output.warn(f"heddle: {_printable(problem.message)}")
     hint = next_command(problem)
@@ -123,16 +124,6 @@ def _print(problem: HeddleError) -> None:
 
 def _printable(message: str) -> str:
     return "\n  ".join(output.printable(line) for line in message.splitlines())
-
-
-def _record(problem: HeddleError) -> dict[str, object]:
-    return {
-        "kind": problem.kind,
-        "message": problem.message,
-        "hint": next_command(problem),
-        "exit_code": problem.exit_code,
-        "retry": problem.retry,
-    }
 
 
 def as_heddle_error(error: Exception) -> HeddleError:

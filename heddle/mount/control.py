@@ -24,8 +24,7 @@ from heddle.errors import (
     NotPermitted,
     StaleMount,
     Unavailable,
-    as_told,
-    next_command,
+    error_record,
 )
 
 if TYPE_CHECKING:
@@ -148,18 +147,6 @@ class _Lines:
 
 
 # errors on the wire
-
-
-def error_record(error: HeddleError) -> Message:
-    """What of an error crosses a socket or a pipe; the system's error below it does not."""
-    told = as_told(error)
-    return {
-        "kind": told.kind,
-        "message": told.message,
-        "hint": next_command(told),
-        "exit_code": told.exit_code,
-        "retry": told.retry,
-    }
 
 
 def error_from(record: Mapping[str, Any]) -> HeddleError:

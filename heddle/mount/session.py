@@ -188,8 +188,7 @@ def _tell_supervisor(pipe: int, mounted: Message) -> None:
 
 
 def _failure(error: BaseException) -> Message:
-    from heddle.errors import HeddleError, Unavailable
-    from heddle.mount.control import error_record
+    from heddle.errors import HeddleError, Unavailable, error_record
 
     if isinstance(error, ImportError):
         hint = "apt-get install fuse3 libfuse3-3, then pip install heddle again"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -100,15 +100,33 @@ def _says_bare(common: Path) -> bool | None:
     Raises:
         ConfigError: that can't be read.
     """
+    paths = (common / "config.worktree", common / "config")
+    return _is_said(paths, b"bare", _MAY_BE_BARE, (b"true", b"yes", b"on", b"1"))
+
+
+def _is_said(
+    paths: Iterable[Path], name: bytes, may_be: re.Pattern[bytes], values: tuple[bytes, ...]
+) -> bool | None:
+    """Whether a setting of ``core`` has one of some unusual values; None where no file says anything of it.
+
+    Args:
+        paths: of configuration files, the one that counts most first.
+        name: of the setting.
+        may_be: what stands in a file that may say one of the values.
+        values: in lower case.
+
+    Raises:
+        ConfigError: a file that may say it can't be read.
+    """
     from heddle.repo import gitconfig
 
-    for path in (common / "config.worktree", common / "config"):
+    for path in paths:
         content = _content(path)
-        if _MAY_BE_BARE.search(content):  # in hardly any checkout; parsing takes 20 ms
-            said = gitconfig.values(path, b"core", b"bare")
+        if may_be.search(content):  # in hardly any file; parsing takes 20 ms
+            said = gitconfig.values(path, b"core", name)
             if said:
-                return said[-1].lower() in (b"true", b"yes", b"on", b"1")
-        elif b"bare" in content.lower():
+                return said[-1].lower() in values
+        elif name.lower() in content.lower():
             return False
     return None
 
@@ -218,15 +236,8 @@ def _is_off(git: GitDir, name: bytes, environment: Mapping[str, str]) -> bool:
 
     off = re.compile(rb"%b\s*=[\s\"]*(false|no|off|0)" % name, re.IGNORECASE)
     own = [git.path / "config.worktree", git.common / "config"]
-    for path in [*own, *gitconfig.user_files(environment)]:
-        content = _content(path)
-        if off.search(content):  # in hardly any repository; parsing takes 20 ms
-            said = gitconfig.values(path, b"core", name)
-            if said:
-                return said[-1].lower() in (b"false", b"no", b"off", b"0")
-        elif name.lower() in content.lower():
-            return False
-    return False
+    paths = [*own, *gitconfig.user_files(environment)]
+    return bool(_is_said(paths, name, off, (b"false", b"no", b"off", b"0")))
 
 
 def check_checkout(git: GitDir) -> None:
