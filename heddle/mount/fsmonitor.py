@@ -1,14 +1,15 @@
 """What git runs in a mount to learn what changed there: ``core.fsmonitor`` (githooks(5), "fsmonitor-watchman").
 
-Run as ``python -IS fsmonitor.py SOCKET 2 TOKEN``. Owns nothing: it asks the session, which knows every change that
-went through the mount. Git waits for it with each command, so it imports nothing of heddle's. When it fails, git looks
-at all files itself; so it does for those of git's commands that may not make of the answer what it says.
+Run as ``python -IS fsmonitor.py MOUNTPOINT SOCKET 2 TOKEN``. Owns nothing: it asks the session, which knows every
+change that went through the mount. Git waits for it with each command, so it imports nothing of heddle's, and neither
+json nor socket, which take as long as all the rest. When it fails, git looks at all files itself; so it does
+for those of git's commands that may not make of the answer what it says, and in a worktree that was given the settings
+of a mount.
 """
 
-import json
 import os
-import socket
 import sys
+from _socket import AF_UNIX, SOCK_STREAM, socket
 from collections.abc import Sequence
 
 PATIENCE_S = 10.0
@@ -26,31 +27,37 @@ _GENERATIONS = 3
 
 def main() -> int:
     """Print a new token and the paths that changed since the old one, each with a NUL behind it."""
-    path, version, token = sys.argv[1:]
+    mountpoint, path, version, token = sys.argv[1:]
     if version != "2" or _asking(os.getppid()) not in _ANSWERED:
         return 1
-    asked = {"v": 1, "op": "changed", "token": token}
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE_S)
-        os.chdir(os.path.dirname(path))  # a socket's own path may be too long (unix(7))
-        connection.connect(os.path.basename(path))
-        connection.sendall(json.dumps(asked).encode("ascii") + b"\n")
-        changed: list[str] = []
-        with connection.makefile("rb") as lines:
-            for line in lines:
-                said = json.loads(line)
-                if "part" not in said:
-                    break
-                changed += said["part"]
-            else:
-                return 1
-    if "ok" not in said:
+    if not os.path.samefile(mountpoint, "."):  # git starts us at the top of its worktree
         return 1
-    answer = [said["ok"]["token"], *changed]
-    sys.stdout.buffer.write(
-        b"".join(each.encode("utf-8", "surrogateescape") + b"\0" for each in answer)
-    )
+    said = _answer(path, token).splitlines()
+    if not said or not said[-1].startswith(b'{"ok"'):
+        return 1
+    *parts, end = [_only_string(line) for line in said]
+    changed = bytes.fromhex(b"".join(parts).decode())
+    sys.stdout.buffer.write(end + b"\0" + changed)
     return 0
+
+
+def _answer(path: str, token: str) -> bytes:
+    """What a session says, up to its end."""
+    known = token if token.replace(":", "").isalnum() and token.isascii() else ""
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    connection.settimeout(PATIENCE_S)
+    os.chdir(os.path.dirname(path))  # a socket's own path may be too long (unix(7))
+    connection.connect(os.path.basename(path))
+    connection.sendall(b'{"v":1,"op":"changed","token":"%s"}\n' % known.encode())
+    received = []
+    while piece := connection.recv(1 << 16):
+        received.append(piece)
+    return b"".join(received)
+
+
+def _only_string(line: bytes) -> bytes:
+    """The last string of a JSON line in which nothing is escaped."""
+    return line.split(b'"')[-2]
 
 
 def _asking(pid: int) -> str:

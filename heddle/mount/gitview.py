@@ -11,33 +11,26 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from heddle.attribution import Agent
 from heddle.errors import ConfigError, DataError, HeddleError, NotMounted
 from heddle.mount import everything, fsmonitor
 from heddle.mount.depth import any_depth
 from heddle.mount.journal import Journal
-from heddle.mount.lower import GITLINK
+from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
-from heddle.mount.nodes import DirNode, FileNode, Node
-from heddle.mount.shell import Attrs
-from heddle.mount.snapshot import found
-from heddle.mount.view import lower_number
 from heddle.repo import gitindex, keptindex, linked
-from heddle.repo.gitindex import NO_STAT, Directory, Listed
+from heddle.repo.gitindex import Listed
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
-    from heddle.mount.core import ContentAddressedMount
     from heddle.mount.overlay import Overlay
 
 T = TypeVar("T")
@@ -45,14 +38,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 NAME = b".git"
-_LOW = 0xFFFFFFFF
 _MONITORED_FILES = "10000"
-_AT_ONCE = 256  # names looked at between two turns of the loop
-_SETTLED_NS = 50_000_000
-"""How old a change has to be to be told from a later one by its time: clocks tick every few milliseconds."""
 _SECOND_NS = 1_000_000_000
-_SETTLED_WHOLE_NS = 2_000_000_000
-"""The same where a file system keeps whole seconds."""
 
 
 class GitView:
@@ -131,7 +118,12 @@ class GitView:
 
     def _monitor(self) -> bool:
         """Have git ask us what changed; whether it will."""
-        words = (sys.executable, "-IS", str(Path(fsmonitor.__file__)), str(self._socket))
+        words = (
+            sys.executable,
+            "-IS",
+            fsmonitor.__file__,
+            *map(str, (self.linked.git.checkout, self._socket)),
+        )
         try:
             self.linked.monitor(shlex.join(words))
         except (ConfigError, OSError) as error:
@@ -257,7 +249,7 @@ class GitView:
                 needs the sizes that are learned on the way anyway.
         """
         core = self._overlay.core
-        listing = _Listing(core, self._overlay.in_loop)
+        listing = Listing(core, self._overlay.in_loop)
         look = listing.look_at_root()
         is_fresh = can_keep and tree is not None and look.lower == tree and not look.names
         place = self._overlay.repo.heddle_dir / "gitindex"
@@ -266,7 +258,7 @@ class GitView:
             return listed, look.status if look.settled else None
         with any_depth():
             root = listing.run(look, tree)
-        listed = gitindex.collect(listing.entries(), root)
+        listed = gitindex.collect(listing.entries, root)
         if is_fresh and listing.knew_all and self._is_large(listed):
             keptindex.save(place, name, listed)
         return listed, root.status
@@ -293,252 +285,3 @@ def _content(path: Path) -> bytes | None:
 def _user_excludes() -> Path:
     """Where git looks for the user's rules unless told otherwise; where it was, it looks at directories itself."""
     return Path("~/.config/git/ignore").expanduser()
-
-
-class _Item(NamedTuple):
-    """An entry to be.
-
-    Attributes:
-        status: as git will see it, `NO_STAT`, or the low 32 bits of a captured file's number: only its size is missing.
-    """
-
-    path: bytes
-    mode: int
-    id: ObjectID
-    status: bytes
-
-    @property
-    def lacks_size(self) -> bool:
-        """Whether the store has to be asked for its size."""
-        return len(self.status) == 4 and self.mode != GITLINK
-
-
-class _Look(NamedTuple):
-    """A directory with a place in the upper.
-
-    Attributes:
-        names: what its upper has, True for a whiteout.
-        status: of the directory.
-        settled: whether a later change would give it another time.
-    """
-
-    ino: int
-    lower: ObjectID | None
-    names: dict[bytes, bool]
-    status: bytes
-    settled: bool
-
-
-class _Shown(NamedTuple):
-    """A file of the upper; ``id`` is None where only its bytes could tell."""
-
-    mode: int
-    id: ObjectID | None
-    status: bytes
-
-
-class _Listing:
-    """Everything that a tree holds, with what the view shows of it.
-
-    The view belongs to the loop: what has a place in the upper is looked at there, a few names at a time, the rest is
-    known from the tree. What changes meanwhile has another stat than the index says, and git looks for itself.
-
-    Attributes:
-        knew_all: whether the size of every captured file was known.
-    """
-
-    def __init__(
-        self, core: ContentAddressedMount, in_loop: Callable[[Callable[[], object]], object]
-    ) -> None:
-        self._core = core
-        self._lower = core.lower
-        self._in_loop: Callable[[Callable[[], T]], T] = in_loop  # type: ignore[assignment]
-        self._items: list[_Item] = []
-        self.knew_all = True
-        self._now_ns = time.time_ns()
-
-    def look_at_root(self) -> _Look:
-        """What `run` begins with."""
-        return self._look(b"")
-
-    def run(self, look: _Look, tree: ObjectID | None) -> Directory:
-        """List it; returns its root."""
-        return self._seen(b"", b"", look, tree)
-
-    def entries(self) -> Iterable[bytes]:
-        """The index's entries."""
-        unknown = [item.id for item in self._items if item.lacks_size]
-        sizes = iter(self._lower.learn_sizes(unknown))
-        core = self._core
-        usual = gitindex.stat_bytes(0, 0, core.uid, core.gid, 0, core.time_ns, core.time_ns)
-        times, owner = usual[:20], usual[28:36]
-        for item in self._items:
-            path, mode, id, status = item
-            mode = gitindex.git_mode(mode)
-            if mode == GITLINK:  # git looks at no stat of a submodule
-                status = NO_STAT
-            elif item.lacks_size:
-                size = next(sizes)
-                self.knew_all &= size is not None
-                whole = times + status + b"\0\0\0\0" + owner
-                status = NO_STAT if size is None else whole + (size & _LOW).to_bytes(4, "big")
-            yield gitindex.entry(status, mode, bytes.fromhex(id.decode()), path)
-
-    # directories
-
-    def _seen(self, path: bytes, name: bytes, look: _Look, base: ObjectID | None) -> Directory:
-        """A directory with a place in the upper."""
-        first = len(self._items)
-        recorded = self._lower.entries(base)
-        below = self._lower.entries(look.lower)
-        shown = self._files(path, [each for each in look.names if each in recorded], look.names)
-        inside = []
-        for each, (mode, id) in recorded.items():
-            where = path + each
-            if each not in look.names:
-                one = self._through(where, each, look.ino, below.get(each), (mode, id))
-            elif stat.S_ISDIR(mode) and each not in shown and not look.names[each]:
-                one = self._seen(where + b"/", each, self._look(where), id)
-            else:
-                one = self._instead(where, each, shown.get(each), (mode, id))
-            if one is not None:
-                inside.append(one)
-        extra = any(not gone and each not in recorded for each, gone in look.names.items())
-        is_plain = look.settled and look.lower == base and not extra
-        return self._directory(name, base, first, look.status if is_plain else None, inside)
-
-    def _through(
-        self,
-        path: bytes,
-        name: bytes,
-        parent: int,
-        shown: tuple[int, ObjectID] | None,
-        base: tuple[int, ObjectID],
-    ) -> Directory | None:
-        """A name that is not in the upper."""
-        if shown is not None and stat.S_ISDIR(shown[0]) and stat.S_ISDIR(base[0]):
-            ino = lower_number(parent, name)
-            if shown[1] == base[1]:
-                return self._captured(path + b"/", name, ino, base[1])
-            look = _Look(ino, shown[1], {}, NO_STAT, False)
-            return self._seen(path + b"/", name, look, base[1])
-        if shown == base:
-            self._items.append(_Item(path, *base, _low(lower_number(parent, name))))
-            return None
-        return self._instead(path, name, None, base)
-
-    def _instead(
-        self, path: bytes, name: bytes, shown: _Shown | None, base: tuple[int, ObjectID]
-    ) -> Directory | None:
-        """A name that shows something else than the base has, perhaps nothing."""
-        if stat.S_ISDIR(base[0]):
-            first = len(self._items)
-            entries = self._lower.entries(base[1]).items()
-            inside = [self._instead(path + b"/" + each, each, None, its) for each, its in entries]
-            listed = [one for one in inside if one is not None]
-            return self._directory(name, base[1], first, None, listed)
-        is_same = shown is not None and (gitindex.git_mode(shown.mode), shown.id) == (
-            gitindex.git_mode(base[0]),
-            base[1],
-        )
-        self._items.append(_Item(path, *base, shown.status if is_same and shown else NO_STAT))
-        return None
-
-    def _captured(self, path: bytes, name: bytes, ino: int, tree: ObjectID) -> Directory:
-        """A directory that shows a tree as it is: nothing of it is in the upper."""
-        first = len(self._items)
-        inside = []
-        for each, (mode, id) in self._lower.entries(tree).items():
-            number = lower_number(ino, each)
-            if stat.S_ISDIR(mode):
-                inside.append(self._captured(path + each + b"/", each, number, id))
-            else:
-                self._items.append(_Item(path + each, mode, id, _low(number)))
-        core = self._core
-        when = core.time_ns
-        status = gitindex.stat_bytes(ino, 0, core.uid, core.gid, 4096, when, when)
-        return self._directory(name, tree, first, status, inside)
-
-    def _directory(
-        self,
-        name: bytes,
-        tree: ObjectID | None,
-        first: int,
-        status: bytes | None,
-        inside: list[Directory],
-    ) -> Directory:
-        rules = self._lower.entries(tree).get(b".gitignore")
-        is_file = rules is not None and stat.S_ISREG(rules[0])
-        is_whole = tree is not None and not self._lower.hidden_entries(tree)
-        return Directory(
-            name=name,
-            tree=bytes.fromhex(tree.decode()) if tree is not None and is_whole else None,
-            entries=len(self._items) - first,
-            status=status,
-            rules=bytes.fromhex(rules[1].decode()) if rules is not None and is_file else None,
-            inside=sorted(inside, key=lambda one: one.name),
-        )
-
-    # in the loop
-
-    def _look(self, path: bytes) -> _Look:
-        def look() -> _Look:
-            core = self._core
-            with _at(core, path) as node:
-                assert isinstance(node, DirNode)
-                attrs = core.attrs_of(node)
-                names = dict(core.names(node)) if node.upper else {}
-                status, settled = self._status(attrs)
-                return _Look(node.ino, node.lower, names, status, settled)
-
-        return self._in_loop(look)
-
-    def _files(
-        self, path: bytes, names: Sequence[bytes], whiteouts: dict[bytes, bool]
-    ) -> dict[bytes, _Shown]:
-        """The files among some names of an upper directory."""
-        wanted = [name for name in names if not whiteouts[name]]
-        shown: dict[bytes, _Shown] = {}
-        for start in range(0, len(wanted), _AT_ONCE):
-            part = wanted[start : start + _AT_ONCE]
-            shown.update(self._in_loop(lambda part=part: self._some(path, part)))  # type: ignore[misc]
-        return shown
-
-    def _some(self, path: bytes, names: Sequence[bytes]) -> dict[bytes, _Shown]:
-        core = self._core
-        shown = {}
-        with _at(core, path.rstrip(b"/")) as directory:
-            if not isinstance(directory, DirNode):
-                return {}
-            for name in names:
-                node = core.child(directory, name)
-                if isinstance(node, FileNode):
-                    attrs = core.attrs_of(node)
-                    status, settled = self._status(attrs)
-                    id = core.known_content(node) if settled else None
-                    shown[name] = _Shown(attrs.mode, id, status)
-                core.drop_if_unused(node)
-        return shown
-
-    def _status(self, attrs: Attrs) -> tuple[bytes, bool]:
-        status = gitindex.stat_bytes(
-            *(attrs.ino, 0, attrs.uid, attrs.gid, attrs.size, attrs.mtime_ns, attrs.ctime_ns)
-        )
-        changed_ns = max(attrs.mtime_ns, attrs.ctime_ns)
-        needed_ns = _SETTLED_NS if changed_ns % _SECOND_NS else _SETTLED_WHOLE_NS
-        is_as_captured = changed_ns == self._core.time_ns
-        return status, is_as_captured or changed_ns + needed_ns < self._now_ns
-
-
-@contextmanager
-def _at(core: ContentAddressedMount, path: bytes) -> Iterator[Node | None]:
-    """The node of a path from the root, which is the empty one."""
-    if not path:
-        yield core.root
-        return
-    with found(core, path) as node:
-        yield node
-
-
-def _low(ino: int) -> bytes:
-    return (ino & _LOW).to_bytes(4, "big")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -101,7 +101,7 @@ class Lower:
             if found is not None:
                 self._trees.move_to_end(tree)
                 return found
-        decoded = self._tree(tree)
+        decoded = self.all_entries(tree)
         found = {name: (mode, oid) for name, mode, oid in decoded if is_safe_name(name)}
         with self._lock:
             self.trees_decoded += 1
@@ -118,9 +118,10 @@ class Lower:
         self.entries(tree)
         if tree is None or tree not in self._with_hidden:
             return []
-        return [entry for entry in self._tree(tree) if not is_safe_name(entry[0])]
+        return [entry for entry in self.all_entries(tree) if not is_safe_name(entry[0])]
 
-    def _tree(self, tree: ObjectID) -> list[tuple[bytes, int, ObjectID]]:
+    def all_entries(self, tree: ObjectID) -> list[tuple[bytes, int, ObjectID]]:
+        """The entries of a directory in git's order, those that are not safe too; raises as `entries`."""
         try:
             return self.store.tree_entries(tree)
         except KeyError:
@@ -175,19 +176,20 @@ class Lower:
         return not self.store.is_promised(blob)
 
     def learn_sizes(self, blobs: Sequence[ObjectID]) -> Sequence[int | None]:
-        """The sizes of many files at once, kept since they will be asked for one by one; None: nobody here knows."""
+        """The sizes of many files at once; None: nobody here knows."""
         if self.may_be_promised:
             here = list(map(self.is_here, blobs))
             if not all(here):
                 pairs = zip(blobs, here, strict=True)
                 return [self._size_or_none(blob) if is_here else None for blob, is_here in pairs]
         try:
-            sizes: Sequence[int | None] = self.store.sizes(blobs)
+            return self.store.sizes(blobs)
         except (KeyError, HeddleError):
-            sizes = [self._size_or_none(blob) for blob in blobs]
-        known = ((blob, size) for blob, size in zip(blobs, sizes, strict=True) if size is not None)
-        self._sizes = dict(islice(known, _SIZES_KEPT))
-        return sizes
+            return [self._size_or_none(blob) for blob in blobs]
+
+    def keep_sizes(self, sizes: Mapping[ObjectID, int]) -> None:
+        """Remember the sizes of files that will be asked for one by one."""
+        self._sizes = dict(islice(sizes.items(), _SIZES_KEPT))
 
     def _size_or_none(self, blob: ObjectID) -> int | None:
         try:

@@ -37,10 +37,10 @@ _LOOSE_HEAD_BYTES = 1024
 """Enough for the header, and for deflate's tables (at most 286 bytes) before it."""
 _LOOSE_HEADER = 32
 """Bytes of the longest ``type size NUL``."""
-_SPOOLS = 8
 _MANY = 200
 """Objects whose sizes are worth a git process, which takes as long as some hundred."""
 _PATIENCE_S = 120
+_SPOOLS = 8
 """How many large blobs are kept inflated at a time."""
 _SPOOLED_BYTES = 2 << 30
 """Their bytes on disk, except that the one in use is kept however large it is."""
@@ -211,20 +211,45 @@ class GitObjects:
         return self._head(self._raw(object_id))[1]
 
     def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The sizes of many objects, by binary id, as stock git knows them; those that it does not are left out.
+        """The sizes of many objects, by binary id, as stock git knows them; those that it does not are left out."""
+        if len(raw_ids) < _MANY:
+            return {}
+        ids = b"\n".join(map(to_hex, raw_ids)) + b"\n"
+        said = self._ask_git("cat-file", "--batch-check=%(objectsize)", "--buffer", asked=ids)
+        sizes = said.splitlines()
+        if len(sizes) != len(raw_ids):
+            return {}
+        return {id: int(size) for id, size in zip(raw_ids, sizes, strict=True) if size.isdigit()}
+
+    def list_tree(self, tree: bytes) -> list[bytes]:
+        """All that lies below a tree, as `ObjectStore.list_tree`."""
+        said = self._ask_git("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree.decode())
+        return said.split(b"\0")[:-1]
+
+    def _ask_git(self, *words: str, asked: bytes = b"") -> bytes:
+        """What stock git answers from these objects; nothing where it fails.
 
         It is asked in a directory of its own: in the repository's it might fetch what a partial clone lacks.
         """
-        if len(raw_ids) < _MANY:
-            return {}
+        import subprocess
         import tempfile
 
+        environment = {
+            "PATH": os.pathsep.join(os.get_exec_path()),
+            "GIT_OBJECT_DIRECTORY": str(self.path),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
         with tempfile.TemporaryDirectory(prefix="heddle-") as directory:
             _make_bare(Path(directory), self._id_length)
-            said = _ask_git(Path(directory), self.path, b"\n".join(map(to_hex, raw_ids)) + b"\n")
-        if len(said) != len(raw_ids):
-            return {}
-        return {id: int(size) for id, size in zip(raw_ids, said, strict=True) if size.isdigit()}
+            command = ["git", f"--git-dir={directory}", *words]
+            try:
+                done = subprocess.run(
+                    command, input=asked, env=environment, capture_output=True, timeout=_PATIENCE_S
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return b""
+        return done.stdout if done.returncode == 0 else b""
 
     def _raw(self, object_id: bytes) -> bytes:
         return to_raw(object_id, self._id_length)
@@ -575,30 +600,6 @@ def _make_bare(directory: Path, id_length: int) -> None:
     )
     config = f"[core]\nrepositoryformatversion={version}\nbare=true\n{extension}"
     (directory / "config").write_text(config)
-
-
-def _ask_git(directory: Path, objects: Path, ids: bytes) -> list[bytes]:
-    """What git says of each id: its size in bytes, or something that is no number."""
-    import subprocess
-
-    command = ["git", f"--git-dir={directory}", "cat-file", "--batch-check=%(objectsize)"]
-    environment = {
-        "PATH": os.pathsep.join(os.get_exec_path()),
-        "GIT_OBJECT_DIRECTORY": str(objects),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    try:
-        done = subprocess.run(
-            [*command, "--buffer"],
-            input=ids,
-            env=environment,
-            capture_output=True,
-            timeout=_PATIENCE_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines()
 
 
 def _read_alternates(path: Path) -> list[Path]:

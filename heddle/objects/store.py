@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         def kind(self, object_id: bytes) -> int: ...
         def size(self, object_id: bytes) -> int: ...
         def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]: ...
+        def list_tree(self, tree: bytes) -> list[bytes]: ...
         def is_chunked(self, object_id: bytes) -> bool: ...
         def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
         def read_at(self, object_id: bytes, offset: int, size: int) -> bytes: ...
@@ -271,6 +272,17 @@ class ObjectStore(_Interface):
         """The sizes of those objects that are here, by binary id, without looking at the directory again."""
         found = {raw_id: self._packs.find(raw_id) for raw_id in raw_ids}
         return {raw_id: entry[1].raw_size for raw_id, entry in found.items() if entry}
+
+    def list_tree(self, tree: bytes) -> list[bytes]:
+        """All that lies below a tree, as stock git lists it where the tree is in git; empty where git can't.
+
+        Args:
+            tree: its hex id.
+
+        Returns:
+            Lines of ``git ls-tree -r -t -l -z`` (git-ls-tree(1)).
+        """
+        return next(filter(None, (each.list_tree(tree) for each in self.alternates)), [])
 
     def is_chunked(self, object_id: bytes) -> bool:
         """Say whether ``read_at`` reaches parts of an object without decompressing the whole; raises as ``get_raw``."""

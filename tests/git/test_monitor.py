@@ -377,6 +377,20 @@ def test_what_git_itself_does(place: Path, git: Git, monkeypatch: pytest.MonkeyP
         assert said(place) == right(place, monkeypatch)
 
 
+def test_a_worktree_made_from_a_mount(place: Path, git: Git, tmp_path: Path) -> None:
+    """Git gives a new worktree the settings of the checkout it was made from; the mount says nothing about that one."""
+    said(place)
+    other = tmp_path / "other"
+    git("worktree", "add", "-q", "-b", "other", other, at=place)
+    assert "fsmonitor.py" in git("config", "core.fsmonitor", at=other)
+    assert said(other) == [""]
+    (other / "c/1").write_text("edited\n")
+
+    assert said(other) == ["", " M c/1"]
+    assert vouched_for(other) == set()
+    git("worktree", "remove", "--force", other)
+
+
 def test_a_difference_from_a_commit(place: Path, git: Git) -> None:
     """Git that takes what it need not look at for deleted, as it did at random before 2.43, is not told anything."""
     git("config", "alias.changes", "diff --name-only HEAD")
@@ -421,7 +435,8 @@ def test_another_session(
 @pytest.mark.parametrize("words", [["2", "no token"], ["1", "12345"]])
 def test_nobody_answers(tmp_path: Path, words: list[str]) -> None:
     """Without a session, or asked in another version, it fails: git then looks for itself."""
-    command = [sys.executable, "-IS", fsmonitor.__file__, str(tmp_path / "s.sock"), *words]
-    done = subprocess.run(command, capture_output=True, check=False)
+    where = [str(tmp_path), str(tmp_path / "s.sock")]
+    command = [sys.executable, "-IS", fsmonitor.__file__, *where, *words]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
 
     assert (done.returncode != 0, done.stdout) == (True, b"")
