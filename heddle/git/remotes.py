@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heddle import atomic
-from heddle.errors import Busy, DataError, UsageError
+from heddle.errors import DataError, UsageError
+from heddle.repo import gitconfig
 from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
@@ -182,16 +182,8 @@ def _file(repo: Repository) -> Path:
 
 
 def _edit(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Replace a file by what ``change`` makes of it, unless git is doing that just now."""
-    lock = path.with_name(path.name + ".lock")
     with directory_locked(path.parent):
-        if lock.exists():
-            raise Busy(
-                f"{path} is locked by {lock}",
-                hint=f"run it again; if no git is running, remove {lock}",
-            )
-        old, mode = (path.read_bytes(), path.stat().st_mode) if path.exists() else (b"", 0o666)
-        atomic.write_file(path, change(old), mode=mode & 0o777)
+        gitconfig.edit(path, change)
 
 
 def _ended(text: bytes) -> bytes:

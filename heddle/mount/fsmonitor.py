@@ -30,9 +30,12 @@ def main() -> int:
     mountpoint, path, version, token = sys.argv[1:]
     if version != "2" or _asking(os.getppid()) not in _ANSWERED:
         return 1
-    if not os.path.samefile(mountpoint, "."):  # git starts us at the top of its worktree
+    try:
+        if not os.path.samefile(mountpoint, "."):  # git starts us at the top of its worktree
+            return 1
+        said = _answer(path, token).splitlines()
+    except OSError:
         return 1
-    said = _answer(path, token).splitlines()
     if not said or not said[-1].startswith(b'{"ok"'):
         return 1
     *parts, end = [_only_string(line) for line in said]

@@ -25,7 +25,7 @@ from heddle.mount.depth import any_depth
 from heddle.mount.journal import Journal
 from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
-from heddle.repo import gitindex, keptindex, linked
+from heddle.repo import gitindex, keptindex, linked, worktreeconfig
 from heddle.repo.gitindex import Listed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 NAME = b".git"
-_MONITORED_FILES = "10000"
+_MONITORED_FILES = "2000"
 _SECOND_NS = 1_000_000_000
 
 
@@ -108,7 +108,7 @@ class GitView:
     def _begin_journal(self) -> bytes | None:
         """Note what changes from now on, if git can be told; returns the token of this moment."""
         try:
-            if not self.linked.has_settings():
+            if not worktreeconfig.may_be_on(self.linked.git):
                 return None
         except ConfigError as error:
             log.warning("git is not told what changed: %s", error)
@@ -118,27 +118,30 @@ class GitView:
 
     def _monitor(self) -> bool:
         """Have git ask us what changed; whether it will."""
-        words = (
-            sys.executable,
-            "-IS",
-            fsmonitor.__file__,
-            *map(str, (self.linked.git.checkout, self._socket)),
-        )
         try:
-            self.linked.monitor(shlex.join(words))
-        except (ConfigError, OSError) as error:
+            return self.linked.monitor(self._command())
+        except (HeddleError, OSError) as error:
             log.warning("git is not told what changed: %s", error)
             return False
-        return True
+
+    def _command(self) -> str:
+        """What git runs, by sh(1), with its own words behind; silent where it is not installed, as in a container."""
+        python, program = shlex.quote(sys.executable), shlex.quote(fsmonitor.__file__)
+        asked = shlex.join(map(str, (self.linked.git.checkout, self._socket)))
+        run = f'exec {python} -IS {program} {asked} "$@"'
+        return f"[ -x {python} ] && [ -r {program} ] && {run}; false"
 
     def _resume(self) -> None:
         """Go on with git's things of an earlier mount."""
         try:
             is_monitored = self.linked.has_index and self.linked.is_monitored()
-        except ConfigError:
+            if not self.linked.use_settings():
+                return
+        except (HeddleError, OSError) as error:
+            log.warning("git has no settings of this mount: %s", error)
             return
-        if is_monitored and self._begin_journal() is not None:
-            self._monitor()
+        if is_monitored and self._begin_journal() is not None and not self._monitor():
+            self._overlay.core.journal = None
 
     def changed_since(self, token: bytes) -> tuple[bytes, list[bytes]]:
         """What git's fsmonitor asks; not to be called in the loop.
@@ -212,11 +215,14 @@ class GitView:
         overlay, git = self._overlay, self.linked.git
         base = overlay.base
         tree = None if base is None else overlay.repo.state(base).tree
-        _outlast(overlay.core.time_ns)
         monitored = overlay.in_loop(self._begin_journal)
         listed, root = self._listed(tree, can_keep=monitored is not None)
         if monitored is not None and not (self._is_large(listed) and self._monitor()):
             monitored = overlay.core.journal = None
+        if monitored is None and _outlasted(overlay.core.time_ns):
+            listed, root = self._listed(
+                tree, can_keep=False
+            )  # of what is changed, stats may be new
         try:
             gitindex.write(
                 git.path / "index",
@@ -264,15 +270,17 @@ class GitView:
         return listed, root.status
 
 
-def _outlast(time_ns: int) -> None:
-    """Wait for the end of the second that a time lies in, if it is the present one.
+def _outlasted(time_ns: int) -> bool:
+    """Wait for the end of the second that a time lies in, if it is the present one; returns whether it was.
 
-    Git may go by whole seconds: it would read every file that has the time of a state made in this one, and could not
-    tell one that is changed in the rest of it.
+    Git that looks for itself may go by whole seconds: it would read every file that has the time of a state made in
+    this one, and could not tell one that is changed in the rest of it.
     """
     left_ns = (time_ns // _SECOND_NS + 1) * _SECOND_NS - time.time_ns()
-    if 0 < left_ns <= _SECOND_NS:
-        time.sleep(left_ns / _SECOND_NS)
+    if not 0 < left_ns <= _SECOND_NS:
+        return False
+    time.sleep(left_ns / _SECOND_NS)
+    return True
 
 
 def _content(path: Path) -> bytes | None:

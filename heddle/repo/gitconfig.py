@@ -1,23 +1,29 @@
-"""Git's configuration files: where they are and what they say.
+"""Git's configuration files: where they are, what they say, and how one is changed.
 
-Owns the order of git-config(1), FILES. Which settings matter is the asker's to know. Dulwich parses; it is loaded only
-when a file may hold what is asked for.
+Owns the order of git-config(1), FILES, and git's lock around a change. Which settings matter is the asker's to know.
+Dulwich parses; it is loaded only when a file may hold what is asked for.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heddle.errors import ConfigError
+from heddle import atomic, faults
+from heddle.errors import Busy, ConfigError
 
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
 
 IsIn = Callable[[str], bool]
 """Whether a pattern of ``includeIf "gitdir:…"`` holds."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_ABANDONED_S = 10.0
+"""How old a lock of ours has to be to be taken for one that a kill left: it is held for milliseconds."""
 
 
 def config_home(environment: Mapping[str, str]) -> Path | None:
@@ -84,3 +90,61 @@ def values(path: Path, section: bytes, name: bytes) -> list[bytes]:
         return [] if config is None else list(config.get_multivar((section,), name))
     except KeyError:
         return []
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Replace a configuration file by what a function makes of its content, under the lock that git takes for it.
+
+    The rename of the lock, which holds the new content, is the commit point.
+
+    Args:
+        path: of the file; it may be missing, which is as if it were empty.
+        change: may be called without anything being written.
+
+    Raises:
+        Busy: it is locked.
+        OSError: it can't be read or written.
+    """
+    path = Path(os.path.realpath(path))  # git, too, replaces what a link leads to
+    lock = path.with_name(f"{path.name}.lock")
+    if (expected := change(_content(path))) == _content(path):
+        return
+    try:
+        fd = os.open(lock, _CREATE, 0o666)
+    except FileExistsError:
+        if not _is_abandoned(lock, expected):
+            raise Busy(
+                f"{path} is locked by {lock}",
+                hint=f"run it again; if no git is running, remove {lock}",
+            ) from None
+        lock.unlink(missing_ok=True)
+        fd = os.open(lock, _CREATE, 0o666)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            if path.exists():
+                os.fchmod(fd, path.stat().st_mode & 0o777)
+            file.write(change(_content(path)))
+            file.flush()
+            os.fsync(fd)
+        faults.reach("gitconfig.before-rename")
+        os.rename(lock, path)
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        raise
+    atomic.fsync_directory(path.parent)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _is_abandoned(lock: Path, ours: bytes) -> bool:
+    """Whether a lock is what is left of an edit that was to write the same and was killed."""
+    try:
+        age_s = time.time() - lock.stat().st_mtime
+        return age_s > _ABANDONED_S and ours.startswith(lock.read_bytes())
+    except OSError:
+        return False

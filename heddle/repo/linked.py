@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from heddle import faults
 from heddle.errors import DataError, HeddleError
-from heddle.repo import gitconfig, gitindex, gitlink
+from heddle.repo import gitconfig, gitindex, gitlink, worktreeconfig
 from heddle.repo.gitlink import GitDir
 from heddle.repo.names import overlay_dir
 
@@ -47,7 +47,6 @@ _MONITOR_SECTION = "[core] # of heddle's mount"
 _MONITOR = b"fsmonitor.py"
 """In the command that is ours."""
 _TRIES = 100
-_TRUE = (b"true", b"yes", b"on", b"1", b"")
 DETACHING = ("rebase", "bisect")
 """What git does with HEAD detached, on its way from one commit to another."""
 _UNFINISHED = {
@@ -121,28 +120,24 @@ class Linked(NamedTuple):
             faults.reach("linked.before-agreed")
             os.rename(temporary, self.git.path / AGREED)
 
-    def has_settings(self) -> bool:
-        """Whether checkouts have settings of their own: ``extensions.worktreeConfig`` (git-worktree(1)).
-
-        It is in git's configuration, and not ours to turn on.
-
-        Raises:
-            ConfigError: that can't be read.
-        """
-        said = gitconfig.values(self.git.common / "config", b"extensions", b"worktreeConfig")
-        return bool(said) and said[-1].lower() in _TRUE
-
     def is_monitored(self) -> bool:
         """Whether git asks us what changed here, and nobody has told it otherwise; raises ConfigError."""
         said = gitconfig.values(self._settings, b"core", b"fsmonitor")
         return bool(said) and _MONITOR in said[-1]
 
-    def monitor(self, command: str) -> None:
+    def monitor(self, command: str) -> bool:
         """Have git ask a command what changed here (``core.fsmonitor``); what else is in the settings stays.
 
+        Returns:
+            Whether it will: no checkout has settings of its own where git's owner does not want that.
+
         Raises:
+            ConfigError: git's configuration can't be read.
+            Busy: git is writing it just now.
             OSError: the settings can't be read or written.
         """
+        if not worktreeconfig.may_be_on(self.git):
+            return False
         try:
             lines = self._settings.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
@@ -160,10 +155,17 @@ class Linked(NamedTuple):
         temporary.chmod(self.git.path.stat().st_mode & 0o666)
         faults.reach("linked.before-settings")
         os.rename(temporary, self._settings)
+        return worktreeconfig.turn_on(
+            self.git
+        )  # last: a mount that ends meanwhile sees that they are needed
+
+    def use_settings(self) -> bool:
+        """Have git read the settings that there are; returns whether there are any. Raises as ``turn_on``."""
+        return self._settings.exists() and worktreeconfig.turn_on(self.git)
 
     @property
     def _settings(self) -> Path:
-        return self.git.path / "config.worktree"
+        return self.git.path / worktreeconfig.SETTINGS
 
     @property
     def has_index(self) -> bool:
@@ -527,6 +529,7 @@ def remove(linked: Linked) -> None:
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.parent.rmdir()
+    worktreeconfig.turn_off(linked.git)
 
 
 def release_dead(git: GitDir) -> None:

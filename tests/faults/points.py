@@ -19,7 +19,10 @@ _PATH_CALLS = {"rename", "replace", "unlink", "rmdir", "mkdir", "symlink_to", "h
 _FUNCTIONS = {"renameat2", "rmtree", "fsync_directory"}
 _NOT_PATHS = {"os", "ast", "dataclasses"}
 
-OF_SESSIONS = ("session.", "mount.", "unmount.", "registry.", "linked.", "gitindex.", "keptindex.")
+OF_SESSIONS = (
+    *("session.", "mount.", "unmount.", "registry."),
+    *("linked.", "gitindex.", "keptindex.", "gitconfig."),
+)
 """Prefixes of points that only sessions and what starts and ends them reach: see ``test_sessions``."""
 ON_REAL_MOUNTS = (*OF_SESSIONS, "supervisor.")
 """Those, and what only supervisors reach: see ``tests/kernel/test_restart.py``."""

@@ -354,7 +354,6 @@ def git_machine(
     git(path, "init", "-q", "-b", "main")
     git(path, "add", ".")
     git(path, "commit", "-q", "-m", "First")
-    git(path, "config", "extensions.worktreeConfig", "true")
     repo = heddle.init(path)
     repo.config.set("git.fsmonitor_files", "1")
     repo.threads.create("agent", repo.threads.get("main").state)
@@ -422,6 +421,7 @@ GIT_CASES = [
     Case(a_first_look, "gitindex.before-link", "session"),
     Case(a_mount_elsewhere, "gitindex.before-relocation", "session"),
     Case(a_first_look, "keptindex.before-rename", "session"),
+    Case(a_first_look, "gitconfig.before-rename", "session"),
     Case(an_unmount_after_use, "linked.before-aside", "session"),
     Case(an_unmount_after_use, "linked.before-removal", "session"),
     Case(a_commit_is_adopted, "overlay.before-adopt", "session"),
@@ -433,10 +433,14 @@ GIT_CASES = [
 def test_git_goes_on(git_machine: Machine, case: Case) -> None:
     """Killed while git's things of a mount come, change or go: git works in the next one, and an unmount clears up."""
     machine = git_machine
+    config = machine.repo.path / ".git" / "config"
+    before = config.read_bytes()
     case.scenario(machine, case.point)
     if case.who == "session":
         machine.wait_for_death()
     assert case.who in machine.killed, f"{case.point} did not kill the {case.who}: {machine.said}"
+    if (lock := config.with_name("config.lock")).exists():  # as git killed there leaves it
+        os.utime(lock, (0, 0))
 
     assert machine.mount() == 0, machine.said
     repo = heddle.open(machine.place)
@@ -451,6 +455,7 @@ def test_git_goes_on(git_machine: Machine, case: Case) -> None:
     assert git(machine.place, "fsck", "--strict", "--no-dangling") == ""
     assert machine.unmount() == 0, machine.said
     assert not list((machine.repo.path / ".git" / "worktrees").glob("heddle-*"))
+    assert (config.read_bytes(), lock.exists()) == (before, False)
 
 
 def test_every_point_of_a_session_is_tried() -> None:

@@ -19,7 +19,7 @@ import heddle
 from heddle import api
 from heddle.mount import fsmonitor
 from heddle.mount.process import ProcessIdentity
-from heddle.repo import gitindex, keptindex
+from heddle.repo import gitindex, keptindex, worktreeconfig
 from heddle.repo.gitindex import Directory
 
 from .conftest import Git, commit_file, run_git
@@ -29,8 +29,7 @@ FILES = [f"{directory}/{name}" for directory in ("a", "a/b", "c") for name in ("
 
 @pytest.fixture
 def place(repo: api.Repository, git: Git, tmp_path: Path) -> Iterator[Path]:
-    """A mount of a thread of some files, in a repository whose checkouts have settings of their own."""
-    git("config", "extensions.worktreeConfig", "true")
+    """A mount of a thread of some files, in which git asks what changed."""
     for name in FILES:
         (repo.path / name).parent.mkdir(parents=True, exist_ok=True)
         (repo.path / name).write_text(f"{name}\n" * 3)
@@ -132,9 +131,8 @@ def test_few_are_kept(tmp_path: Path) -> None:
     assert names == ["0", *(str(keptindex.KEPT + number) for number in (0, 1, 2))]
 
 
-def test_git_s_settings_stay(place: Path, repo: api.Repository, git: Git) -> None:
-    """What others have put into the checkout's settings is kept; nothing is in anybody else's."""
-    config = (repo.path / ".git/config").read_bytes()
+def test_settings_of_others_stay(place: Path, repo: api.Repository, git: Git) -> None:
+    """What others have put into the checkout's settings is kept, and the main checkout gets none."""
     git("status", at=place)
     editor = 'sh -c "vi; true" # mine'
     git("config", "--worktree", "core.editor", editor, at=place)
@@ -143,8 +141,69 @@ def test_git_s_settings_stay(place: Path, repo: api.Repository, git: Git) -> Non
 
     assert git("config", "core.editor", at=place) == editor
     assert "fsmonitor.py" in git("config", "core.fsmonitor", at=place)
-    assert (repo.path / ".git/config").read_bytes() == config
     assert not (repo.path / ".git/config.worktree").exists()
+    git("config", "core.fsmonitor", code=1)
+
+
+def test_git_s_configuration(place: Path, repo: api.Repository, git: Git, tmp_path: Path) -> None:
+    """Checkouts have settings of their own for as long as a mount needs them; then not a byte is another one."""
+    config = repo.path / ".git/config"
+    before = config.read_bytes()
+    other = heddle.open(repo.path).mount("other", tmp_path / "other", create=True).mountpoint
+    assert config.read_bytes() == before
+    for each in (place, other):
+        assert said(each) == [""]
+        assert config.read_bytes() == before + worktreeconfig.OURS
+    assert git("config", "--type=bool", "extensions.worktreeConfig") == "true"
+    repo.unmount("other")
+    assert config.read_bytes() == before + worktreeconfig.OURS
+    assert said(place) == [""]
+    repo.unmount("agent")
+    assert config.read_bytes() == before
+
+    heddle.open(repo.path).mount("agent", place)  # what git had of it is taken up
+    assert config.read_bytes() == before + worktreeconfig.OURS
+    assert said(place) == [""]
+    assert vouched_for(place) == {*FILES, "a.txt", "b.txt"}
+    git("config", "--worktree", "core.editor", "vi")
+    repo.unmount("agent")
+    assert config.read_bytes() == before + worktreeconfig.OURS
+    assert git("config", "core.editor") == "vi"
+    heddle.open(repo.path).mount("agent", place)
+
+
+def test_git_s_configuration_after_a_kill(place: Path, repo: api.Repository, git: Git) -> None:
+    """A session that was killed took nothing back; the unmount does."""
+    config = repo.path / ".git/config"
+    before = config.read_bytes()
+    said(place)
+    end_session(repo)
+    assert config.read_bytes() == before + worktreeconfig.OURS
+    repo.unmount("agent", force=True)
+    assert config.read_bytes() == before
+    heddle.open(repo.path).mount("agent", place)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_while_somebody_writes_the_configuration(
+    place: Path, repo: api.Repository, git: Git, held: bool
+) -> None:
+    """Where git holds its lock, the mount does without, and waits for nobody; what is on stays on."""
+    lock = repo.path / ".git/config.lock"
+    if held:
+        said(place)
+    lock.touch()
+    config = (repo.path / ".git/config").read_bytes()
+    assert said(place) == [""]
+    assert bool(vouched_for(place)) == held
+    repo.unmount("agent")
+    assert (repo.path / ".git/config").read_bytes() == config
+    lock.unlink()
+    heddle.open(repo.path).mount("agent", place)
+    assert said(place) == [""]
+    repo.unmount("agent")
+    assert worktreeconfig.OURS not in (repo.path / ".git/config").read_bytes()
+    heddle.open(repo.path).mount("agent", place)
 
 
 def test_a_split_index(
@@ -180,20 +239,45 @@ def test_it_can_be_turned_off(place: Path, repo: api.Repository, git: Git) -> No
     assert git("config", "core.fsmonitor", at=place) == "false"
 
 
-@pytest.mark.parametrize("setting", ["false", "true"])
+@pytest.mark.parametrize(
+    ("setting", "value", "least"),
+    [
+        ("extensions.worktreeConfig", "false", "1"),
+        ("extensions.worktreeConfig", "true", None),
+        ("core.repositoryFormatVersion", "1", "1"),
+        ("core.worktree", "/nowhere", "1"),
+        ("a.b", "c", None),
+    ],
+)
 def test_where_it_is_not_wanted(
-    repo: api.Repository, git: Git, tmp_path: Path, setting: str
+    repo: api.Repository, git: Git, tmp_path: Path, setting: str, value: str, least: str | None
 ) -> None:
-    """Checkouts without settings of their own get none, nor do those of few files: git looks for itself."""
-    git("config", "extensions.worktreeConfig", setting)
+    """Checkouts get no settings where their owner says so, where those would do harm, and where there are few files."""
+    repo.config.set("git.fsmonitor_files", least)
     place = repo.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    git("config", setting, value)
+    config = (repo.path / ".git/config").read_bytes()
     try:
-        private = Path(git("rev-parse", "--absolute-git-dir", at=place))
-
         assert said(place) == [""]
         assert vouched_for(place) == set()
+        [private] = (repo.path / ".git/worktrees").iterdir()
         assert not (private / "config.worktree").exists()
+        assert (repo.path / ".git/config").read_bytes() == config
         assert kept(repo) == []
+    finally:
+        git("config", "--unset", "core.worktree", code=None)
+        repo.unmount("agent", force=True)
+
+
+def test_settings_that_nobody_reads(repo: api.Repository, git: Git, tmp_path: Path) -> None:
+    """Where the main checkout has settings that are not in force, they are not brought into force."""
+    repo.config.set("git.fsmonitor_files", "1")
+    place = repo.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    (repo.path / ".git/config.worktree").write_text("[core]\n\teditor = old\n")
+    try:
+        assert said(place) == [""]
+        assert vouched_for(place) == set()
+        git("config", "core.editor", code=1)
     finally:
         repo.unmount("agent", force=True)
 
@@ -439,4 +523,26 @@ def test_nobody_answers(tmp_path: Path, words: list[str]) -> None:
     command = [sys.executable, "-IS", fsmonitor.__file__, *where, *words]
     done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
 
-    assert (done.returncode != 0, done.stdout) == (True, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+@pytest.mark.parametrize("name", ["executable", "program"])
+def test_where_it_is_not_installed(
+    repo: api.Repository, git: Git, tmp_path: Path, name: str
+) -> None:
+    """As in a container that has the mount and not heddle: git looks for itself, and nothing is complained of."""
+    repo.config.set("git.fsmonitor_files", "1")
+    place = repo.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    try:
+        assert said(place) == [""]
+        command = git("config", "core.fsmonitor", at=place)
+        missing = {"executable": sys.executable, "program": fsmonitor.__file__}[name]
+        assert missing in command
+        git(
+            "config", "--worktree", "core.fsmonitor", command.replace(missing, "/nowhere"), at=place
+        )
+        (place / "a.txt").write_text("edited\n")
+        done = subprocess.run(["git", "status", "-s"], cwd=place, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (" M a.txt\n", "")
+    finally:
+        repo.unmount("agent", force=True)

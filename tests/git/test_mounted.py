@@ -888,8 +888,16 @@ def test_the_way_out_of_both_have_moved(repo: api.Repository, git: Git, tmp_path
         repo.unmount("main", force=True)
 
 
-def test_an_edit_right_after_the_state(repo: api.Repository, git: Git, tmp_path: Path) -> None:
-    """Git, which may go by whole seconds, sees a change in place that keeps the size, however soon it comes."""
+@pytest.mark.parametrize("asked", [False, True], ids=["by itself", "asked"])
+def test_an_edit_right_after_the_state(
+    repo: api.Repository, git: Git, tmp_path: Path, asked: bool
+) -> None:
+    """Git, which may go by whole seconds, sees a change in place that keeps the size, however soon it comes.
+
+    Also where it asks what changed, and the session that knew is gone.
+    """
+    if asked:
+        repo.config.set("git.fsmonitor_files", "1")
     wait_until(lambda: time.time() % 1 < 0.2, "a second to begin")
     made = commit_file(repo.path, "five", "12345")
     place = heddle.open(repo.path).mount("soon", tmp_path / "mnt", create=True).mountpoint
@@ -899,6 +907,8 @@ def test_an_edit_right_after_the_state(repo: api.Repository, git: Git, tmp_path:
         with (place / "five").open("r+") as file:
             file.write("54321")
 
+        own = ["-c", "core.fsmonitor=false"] if asked else []
+        assert git(*own, "status", "--porcelain", at=place) == "M five"
         assert git("status", "--porcelain", at=place) == "M five"
     finally:
         repo.unmount("soon", force=True)

@@ -1,0 +1,92 @@
+"""``extensions.worktreeConfig``: whether checkouts have settings of their own (git-worktree(1), "Configuration file").
+
+Owns the one thing that heddle ever writes into git's configuration: two lines at its end that turn the extension on
+while a mount needs it. They come with the first such mount and go with the last, under git's own lock; a lock that is
+taken is not waited for. Where the owner has said anything about it, yes or no, it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heddle.errors import Busy
+from heddle.repo import gitconfig
+
+if TYPE_CHECKING:
+    from heddle.repo.gitlink import GitDir
+
+log = logging.getLogger(__name__)
+
+SETTING = "extensions.worktreeConfig"
+SETTINGS = "config.worktree"
+"""In a checkout's private directory: its own settings."""
+OURS = b"[extensions] # of heddle's mounts: goes with the last one\n\tworktreeConfig = true\n"
+_TRUE = (b"true", b"yes", b"on", b"1", b"")
+
+
+def is_on(git: GitDir) -> bool:
+    """Whether checkouts have settings of their own; raises ConfigError where that can't be read."""
+    said = _said(git, b"extensions", b"worktreeConfig")
+    return bool(said) and said[-1].lower() in _TRUE
+
+
+def may_be_on(git: GitDir) -> bool:
+    """Whether it is on, or `turn_on` can turn it on; raises as ``is_on``.
+
+    What only the main checkout may have (``core.bare``, ``core.worktree``) would count for all, settings that nobody
+    reads would come back, and a configuration of version 1 is refused by programs that do not know all its extensions.
+    """
+    if _said(git, b"extensions", b"worktreeConfig"):
+        return is_on(git)
+    version = _said(git, b"core", b"repositoryformatversion")
+    bare = _said(git, b"core", b"bare")
+    return (
+        (not version or version[-1] == b"0")
+        and (not bare or bare[-1].lower() not in _TRUE)
+        and not _said(git, b"core", b"worktree")
+        and not (git.common / SETTINGS).exists()
+    )
+
+
+def turn_on(git: GitDir) -> bool:
+    """Have checkouts have settings of their own; returns whether they do.
+
+    Raises:
+        ConfigError: the configuration can't be read.
+        Busy: git is writing it just now.
+        OSError: it can't be written.
+    """
+    if not may_be_on(git):
+        return False
+    if not is_on(git):
+        gitconfig.edit(_path(git), _with_ours)
+    return True
+
+
+def turn_off(git: GitDir) -> None:
+    """Take back what `turn_on` wrote, unless some checkout has settings. What can't be taken back costs nothing."""
+    try:
+        if OURS in _path(git).read_bytes() and not _is_used(git):
+            gitconfig.edit(_path(git), lambda content: content.replace(OURS, b""))
+    except (Busy, OSError) as error:
+        log.info("%s stays on: %s", SETTING, error)
+
+
+def _with_ours(content: bytes) -> bytes:
+    end = b"" if content.endswith(b"\n") or not content else b"\n"
+    return content + end + OURS
+
+
+def _said(git: GitDir, section: bytes, name: bytes) -> list[bytes]:
+    return gitconfig.values(_path(git), section, name)
+
+
+def _path(git: GitDir) -> Path:
+    return git.common / "config"
+
+
+def _is_used(git: GitDir) -> bool:
+    places = [git.common / SETTINGS, *(git.common / "worktrees").glob(f"*/{SETTINGS}")]
+    return any(place.exists() for place in places)
