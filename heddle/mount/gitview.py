@@ -220,9 +220,7 @@ class GitView:
         if monitored is not None and not (self._is_large(listed) and self._monitor()):
             monitored = overlay.core.journal = None
         if monitored is None and _outlasted(overlay.core.time_ns):
-            listed, root = self._listed(
-                tree, can_keep=False
-            )  # of what is changed, stats may be new
+            listed, root = self._listed(tree, can_keep=False)  # what changed has other stats
         try:
             gitindex.write(
                 git.path / "index",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
     try:
         with os.fdopen(fd, "wb") as file:
             if path.exists():
-                os.fchmod(fd, path.stat().st_mode & 0o777)
+                _keep_to_its_owner(fd, path.stat())
             file.write(change(_content(path)))
             file.flush()
             os.fsync(fd)
@@ -132,6 +133,13 @@ def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
         lock.unlink(missing_ok=True)
         raise
     atomic.fsync_directory(path.parent)
+
+
+def _keep_to_its_owner(fd: int, before: os.stat_result) -> None:
+    """A file that is replaced stays as open as it was, and its owner's where root replaces it."""
+    with suppress(PermissionError):
+        os.fchown(fd, before.st_uid, before.st_gid)
+    os.fchmod(fd, before.st_mode & 0o777)
 
 
 def _content(path: Path) -> bytes:

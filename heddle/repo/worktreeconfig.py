@@ -1,8 +1,8 @@
 """``extensions.worktreeConfig``: whether checkouts have settings of their own (git-worktree(1), "Configuration file").
 
-Owns the one thing that heddle ever writes into git's configuration: two lines at its end that turn the extension on
-while a mount needs it. They come with the first such mount and go with the last, under git's own lock; a lock that is
-taken is not waited for. Where the owner has said anything about it, yes or no, it stands.
+Owns the one thing that heddle writes into git's configuration without being told to: two lines at its end that turn
+the extension on while a mount needs it. They come with the first such mount and go with the last, under git's own lock;
+one that git holds is not waited for. Where the owner has said anything about it, yes or no, it stands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from heddle.errors import Busy
 from heddle.repo import gitconfig
+from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
     from heddle.repo.gitlink import GitDir
@@ -60,16 +61,20 @@ def turn_on(git: GitDir) -> bool:
     """
     if not may_be_on(git):
         return False
-    if not is_on(git):
-        gitconfig.edit(_path(git), _with_ours)
+    with directory_locked(git.common):  # many mounts may begin at once
+        if not is_on(git):
+            gitconfig.edit(_path(git), _with_ours)
     return True
 
 
 def turn_off(git: GitDir) -> None:
     """Take back what `turn_on` wrote, unless some checkout has settings. What can't be taken back costs nothing."""
     try:
-        if OURS in _path(git).read_bytes() and not _is_used(git):
-            gitconfig.edit(_path(git), lambda content: content.replace(OURS, b""))
+        if OURS not in _path(git).read_bytes():
+            return
+        with directory_locked(git.common):
+            if not _is_used(git):
+                gitconfig.edit(_path(git), lambda content: content.replace(OURS, b""))
     except (Busy, OSError) as error:
         log.info("%s stays on: %s", SETTING, error)
 

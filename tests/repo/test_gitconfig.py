@@ -28,16 +28,18 @@ def linked(tmp_path: Path) -> GitDir:
 
 
 def test_the_file_s_mode_and_place_stay(tmp_path: Path) -> None:
-    """A link leads to the same file as before, with the mode that it had."""
+    """A link leads to the same file as before, with the mode and the owner that it had."""
     real = tmp_path / "real"
     real.write_bytes(b"[a]\n")
     real.chmod(0o640)
+    os.chown(real, 1234 if os.geteuid() == 0 else -1, -1)
+    owner = real.stat().st_uid
     (tmp_path / "config").symlink_to(real)
     gitconfig.edit(tmp_path / "config", lambda content: content + b"\tb = c\n")
 
     assert (tmp_path / "config").is_symlink()
     assert real.read_bytes() == b"[a]\n\tb = c\n"
-    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert (stat.S_IMODE(real.stat().st_mode), real.stat().st_uid) == (0o640, owner)
     assert not list(tmp_path.glob("*.lock"))
 
 
