@@ -37,14 +37,16 @@ def may_be_on(git: GitDir) -> bool:
     """Whether it is on, or `turn_on` can turn it on; raises as ``is_on``.
 
     What only the main checkout may have (``core.bare``, ``core.worktree``) would count for all, settings that nobody
-    reads would come back, and a configuration of version 1 is refused by programs that do not know all its extensions.
+    reads would come back, and a configuration of version 1 is refused by programs that do not know all its extensions;
+    those that know what a partial clone or SHA-256 takes know this one too.
     """
     if _said(git, b"extensions", b"worktreeConfig"):
         return is_on(git)
     version = _said(git, b"core", b"repositoryformatversion")
     bare = _said(git, b"core", b"bare")
+    newer = any(_said(git, b"extensions", each) for each in (b"partialClone", b"objectFormat"))
     return (
-        (not version or version[-1] == b"0")
+        (not version or version[-1] == b"0" or newer)
         and (not bare or bare[-1].lower() not in _TRUE)
         and not _said(git, b"core", b"worktree")
         and not (git.common / SETTINGS).exists()

@@ -124,3 +124,28 @@ def test_without_a_last_newline(linked: GitDir) -> None:
 
     assert git(linked.checkout, "config", "a.b").stdout == "c\n"
     assert git(linked.checkout, "config", "extensions.worktreeConfig").stdout == "true\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({}, True),
+        ({"core.repositoryFormatVersion": "1"}, False),
+        ({"core.repositoryFormatVersion": "1", "extensions.partialClone": "origin"}, True),
+        ({"core.repositoryFormatVersion": "1", "extensions.preciousObjects": "true"}, False),
+        ({"core.bare": "true"}, False),
+        ({"core.worktree": "/elsewhere"}, False),
+        ({"extensions.worktreeConfig": "no"}, False),
+        ({"extensions.worktreeConfig": "yes"}, True),
+    ],
+    ids=str,
+)
+def test_where_it_may_be_on(linked: GitDir, settings: dict[str, str], may: bool) -> None:
+    """Not where its owner, or what else the configuration says, is against it."""
+    for name, value in settings.items():
+        git(linked.checkout, "config", name, value)
+    before = (linked.common / "config").read_bytes()
+
+    assert worktreeconfig.turn_on(linked) == may
+    added = worktreeconfig.OURS if may and "extensions.worktreeConfig" not in settings else b""
+    assert (linked.common / "config").read_bytes() == before + added
