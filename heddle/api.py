@@ -95,6 +95,7 @@ class Status(NamedTuple):
         ignored_count: how many entries are ignored; an ignored directory counts once.
         mounts_stale: mounts of this repository that died or hang.
         git_branch: in a mount, the branch that git is on there, if not the thread's own.
+        git_doing: what git is in the middle of here, as ``linked.unfinished`` says; None: nothing.
         many_packs: whether there are so many packs, or so many versions in one, that ``collect`` would help.
     """
 
@@ -107,6 +108,7 @@ class Status(NamedTuple):
     mounts_stale: Sequence[MountInfo]
     many_packs: bool = False
     git_branch: str | None = None
+    git_doing: str | None = None
 
 
 class Materialized(NamedTuple):
@@ -299,6 +301,16 @@ class Repository(repository.Repository):
 
         return worktrees.other_branch(self, self.current_thread)
 
+    def _git_doing(self) -> str | None:
+        if self.git is None:
+            return None
+        from heddle.repo import linked
+
+        if self.mountpoint is None:
+            return linked.unfinished(self.git)
+        here = [each.doing() for each in linked.of(self) if each.thread == self.current_thread]
+        return next(iter(here), None)
+
     def _require_in_step(self, thread: str) -> None:
         """Refuse to capture on a thread that has diverged from its branch, or in the middle of git's own work."""
         if self.git is None:
@@ -369,6 +381,7 @@ class Repository(repository.Repository):
             many_packs=self.store.packs_directory.count() >= MANY_PACKS
             or self.store.packs_directory.holds_versions(),
             git_branch=self._other_branch(),
+            git_doing=self._git_doing(),
         )
 
     def capture(

@@ -50,6 +50,7 @@ def _record(found: Status) -> dict[str, object]:
         ],
         "many_packs": found.many_packs,
         "git_branch": found.git_branch,
+        "git_doing": found.git_doing,
     }
 
 
@@ -61,6 +62,11 @@ def _print(found: Status) -> None:
     output.say(f"{kind} {printable(str(place))}")
     if found.git_branch is not None:
         output.say(f"git is on branch {style(printable(found.git_branch), 'bold')} here")
+    if found.git_doing is not None:
+        from heddle.repo.linked import in_words
+
+        what, way_out = in_words(found.git_doing)
+        output.say(f"{style(what, 'bold')} here: {way_out}")
     for change in found.changes:
         output.say(f"  {views.change_line(change)}")
     if not found.changes:

@@ -280,11 +280,15 @@ def in_the_way(git: GitDir, doing: str) -> DataError:
         git: the checkout.
         doing: as `unfinished` says.
     """
+    what, way_out = in_words(doing)
+    return DataError(f"{what} in {git.checkout}", hint=way_out)
+
+
+def in_words(doing: str) -> tuple[str, str]:
+    """What `unfinished` says, for people: that git is at it, and the commands that end it."""
     article = "an" if doing == "am" else "a"
     end = "reset" if doing == "bisect" else "--continue, or --abort"
-    return DataError(
-        f"git is in the middle of {article} {doing} in {git.checkout}", hint=f"git {doing} {end}"
-    )
+    return f"git is in the middle of {article} {doing}", f"git {doing} {end}"
 
 
 def _read(path: Path) -> bytes:

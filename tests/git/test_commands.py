@@ -134,3 +134,17 @@ def test_export_to_a_place_that_can_not_be_written(run: Run, repo: api.Repositor
     done = run("git", "export", "--to", "/proc/nowhere/x.git", cwd=repo.path, code=73)
 
     assert "Traceback" not in done.stderr
+
+
+def test_status_says_what_git_is_at(run: Run, repo: api.Repository, git: Git) -> None:
+    """In the middle of a merge, status says so and how to end it."""
+    git("switch", "-q", "-c", "other")
+    commit_file(repo.path, "a.txt", "other's\n")
+    git("switch", "-q", "main")
+    commit_file(repo.path, "a.txt", "main's\n")
+    assert "in the middle" not in run("status", cwd=repo.path).stdout
+    git("merge", "other", code=1)
+
+    said = run("status", cwd=repo.path).stdout
+    assert "git is in the middle of a merge here: git merge --continue, or --abort\n" in said
+    assert '"git_doing": "merge"' in run("status", "--json", cwd=repo.path).stdout

@@ -334,6 +334,8 @@ def test_in_the_middle_of_a_rebase(place: Path, repo: api.Repository, git: Git) 
     git("rebase", "-q", "other", at=place, code=1)
     with pytest.raises(DataError, match="in the middle of a rebase"):
         heddle.open(place).capture(message="Half")
+    assert heddle.open(place).status().git_doing == "rebase"
+    assert heddle.open(repo.path).status().git_doing is None
 
     repo.unmount("agent", force=True)
     assert not (repo.path / ".git" / "worktrees").exists()
