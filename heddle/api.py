@@ -18,7 +18,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -1187,10 +1186,10 @@ def _without_renames(changes: Iterable[Change]) -> Iterator[Change]:
         if change.old_path is None:
             yield change
             continue
-        yield replace(
-            change, path=change.old_path, kind="deleted", old_path=None, new_mode=None, new_id=None
+        yield change._replace(
+            path=change.old_path, kind="deleted", old_path=None, new_mode=None, new_id=None
         )
-        yield replace(change, kind="added", old_path=None, old_mode=None, old_id=None)
+        yield change._replace(kind="added", old_path=None, old_mode=None, old_id=None)
 
 
 def _composed(first: Iterable[Change], then: Iterable[Change]) -> list[Change]:

@@ -8,8 +8,8 @@ configurations is ``repo/config.py``'s.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from heddle.errors import ConfigError, HeddleError, NoPrincipal, UsageError
 
@@ -25,8 +25,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(NamedTuple):
     """The human who answers for a change.
 
     Attributes:
@@ -41,8 +40,7 @@ class Principal:
         return f"{self.name} <{self.email}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(NamedTuple):
     """The model that made a change; at least one of provider and model is set.
 
     Attributes:
@@ -61,8 +59,7 @@ class Agent:
         return "/".join(part for part in (self.provider, self.model) if part)
 
 
-@dataclass(frozen=True, slots=True)
-class Sourced:
+class Sourced(NamedTuple):
     """A value and where it came from.
 
     Attributes:
@@ -75,8 +72,7 @@ class Sourced:
     source: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(NamedTuple):
     """What a capture records.
 
     Attributes:

@@ -236,8 +236,6 @@ class _Live:
         paths: Sequence[bytes] = (),
         allow_empty: bool = False,
     ) -> Captured:
-        from dataclasses import replace
-
         from heddle.repo.capture import NotRecorded
 
         missed = self.flush()
@@ -251,7 +249,7 @@ class _Live:
             self._repo, control.call(self._socket, "capture", arguments)
         )
         unsure = tuple(NotRecorded(path, _LAST_BYTES) for path in missed)
-        return replace(captured, not_recorded=captured.not_recorded + unsure)
+        return captured._replace(not_recorded=captured.not_recorded + unsure)
 
     def adopt(self, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None) -> None:
         arguments = {

@@ -19,8 +19,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from heddle.attribution import Agent, Principal
 from heddle.errors import CorruptObject
@@ -40,8 +39,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f%]")
 _UNSAFE_IN_PROVIDER = re.compile(r"[\x00-\x1f\x7f%/]")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A view of a commit; the commit itself may hold more (a signature, other headers).
 
     Attributes:

@@ -14,8 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
 from heddle.errors import DataError, NothingToCapture, ThreadMoved
@@ -48,8 +47,7 @@ __all__ = ["Captured", "NotRecorded", "capture_worktree", "record_state"]
 _REPORT_EVERY = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(NamedTuple):
     """What a capture did.
 
     Attributes:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dulwich.object_store import BaseObjectStore
@@ -38,8 +37,7 @@ _MAX_COMPARED_TOTAL = 64 << 20
 _SIMILAR_PERCENT = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One path that is not the same on both sides.
 
     A path is a file, a symbolic link, a link to another repository (mode 160000) or a directory
@@ -68,8 +66,7 @@ class Change:
 ANOTHER_REPOSITORY = "another git repository: git add and git commit record its link"
 
 
-@dataclass(frozen=True, slots=True)
-class NotRecorded:
+class NotRecorded(NamedTuple):
     """A path that a capture had to leave out, and why."""
 
     path: bytes
@@ -240,7 +237,7 @@ def _partition(changes: Iterable[Change]) -> tuple[list[Change], list[Change], l
 
 
 def _renamed(old: Change, new: Change) -> Change:
-    return replace(new, kind=RENAMED, old_path=old.path, old_mode=old.old_mode, old_id=old.old_id)
+    return new._replace(kind=RENAMED, old_path=old.path, old_mode=old.old_mode, old_id=old.old_id)
 
 
 def _pair_equal(deleted: list[Change], added: list[Change]) -> list[Change]:

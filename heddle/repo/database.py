@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -736,8 +735,7 @@ def _mount_record(*row: Any) -> MountRecord:
     import json
 
     record = MountRecord(*row)
-    return replace(
-        record,
+    return record._replace(
         read_only=bool(record.read_only),
         allow_other=bool(record.allow_other),
         agent=json.loads(cast(str, record.agent)),

@@ -11,7 +11,7 @@ import stat
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from heddle.repo.changes import DIRECTORY_MODE, RENAMED, TYPE_CHANGED, Change, Reader, find_renames
@@ -91,8 +91,8 @@ def diff_changes(
 def _halves(change: Change) -> list[Change]:
     """A change of type as git writes it: the old thing is deleted and a new one made."""
     return [
-        replace(change, kind="deleted", new_mode=None, new_id=None),
-        replace(change, kind="added", old_mode=None, old_id=None),
+        change._replace(kind="deleted", new_mode=None, new_id=None),
+        change._replace(kind="added", old_mode=None, old_id=None),
     ]
 
 

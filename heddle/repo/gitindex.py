@@ -8,9 +8,7 @@ of it, is the caller's.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import stat
 import struct
 from collections.abc import Iterable
@@ -175,7 +173,7 @@ def write(
     temporary = path.with_name("heddle-index")
     try:
         with temporary.open("wb") as file:
-            file.write(body + hashlib.new(object_format, body).digest())
+            file.write(body + _digest(object_format, body))
             file.flush()
             os.fchmod(file.fileno(), path.parent.stat().st_mode & 0o666)
         faults.reach("gitindex.before-link")
@@ -198,7 +196,7 @@ def relocate(path: Path, checkout: Path, object_format: str) -> None:
         OSError: it can't be read or written.
     """
     data = path.read_bytes()
-    digest = hashlib.new(object_format).digest_size
+    digest = len(_digest(object_format))
     found = _untracked_at(data, len(data) - digest)
     if found is None:
         return
@@ -210,7 +208,7 @@ def relocate(path: Path, checkout: Path, object_format: str) -> None:
     # "EOIE" at the end says where the others are; git goes without it.
     body = data[:start] + moved + data[start + 8 + length : -digest]
     temporary = path.with_name("heddle-index")
-    temporary.write_bytes(body + hashlib.new(object_format, body).digest())
+    temporary.write_bytes(body + _digest(object_format, body))
     temporary.chmod(path.stat().st_mode & 0o777)
     faults.reach("gitindex.before-relocation")
     os.rename(temporary, path)
@@ -263,7 +261,7 @@ def _untracked(
 ) -> bytes:
     """The untracked cache: directories that need not be listed again while stat(2) says the same of them."""
     where = _place(checkout)
-    nothing = bytes(hashlib.new(object_format).digest_size)
+    nothing = bytes(len(_digest(object_format)))
     # How git hashes a file of rules: with a newline behind it (dir.c, add_patterns).
     rules = [
         nothing if each is None else _blob_id(each + b"\n", object_format) for each in excludes
@@ -292,7 +290,7 @@ def _untracked(
 
 def _place(checkout: Path) -> bytes:
     """For which place an untracked cache is."""
-    return b"Location %s, system %s\0" % (os.fsencode(checkout), platform.system().encode())
+    return b"Location %s, system %s\0" % (os.fsencode(checkout), os.uname().sysname.encode())
 
 
 def _short_stat(status: bytes) -> bytes:
@@ -301,7 +299,15 @@ def _short_stat(status: bytes) -> bytes:
 
 
 def _blob_id(content: bytes, object_format: str) -> bytes:
-    return hashlib.new(object_format, b"blob %d\0" % len(content) + content).digest()
+    return _digest(object_format, b"blob %d\0" % len(content) + content)
+
+
+def _digest(object_format: str, content: bytes = b"") -> bytes:
+    from hashlib import (
+        new,  # loads OpenSSL, which commands that only look where mounts are do not need
+    )
+
+    return new(object_format, content).digest()
 
 
 def _varint(value: int) -> bytes:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from heddle import atomic
 from heddle.errors import DataError, InvalidName, NotPermitted, StorageError
@@ -31,8 +30,7 @@ _KNOWN_EXTENSIONS = frozenset(
 ) | {b"relativeworktrees"}
 
 
-@dataclass(frozen=True, slots=True)
-class GitDir:
+class GitDir(NamedTuple):
     """Where a git checkout keeps its things.
 
     Attributes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 RULE_FILES = (b".gitignore", b".heddleignore")
 """The files that hold rules for their directory; a later one is stronger."""
@@ -118,8 +118,7 @@ def _terminated(content: bytes | None) -> bytes:
     return content.removeprefix(b"\xef\xbb\xbf") + b"\n" if content else b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(NamedTuple):
     """One line: ``pattern`` matches a name, or with ``anchored`` the path below the rule file."""
 
     excludes: bool

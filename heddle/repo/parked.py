@@ -11,9 +11,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
 from heddle import atomic, faults
@@ -31,8 +30,7 @@ KEPT_NS = 14 * 24 * 3600 * 10**9
 NOTE = "parked.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(NamedTuple):
     """A parked overlay.
 
     Attributes:
@@ -106,8 +104,7 @@ def _note(path: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """How much an overlay holds.
 
     Attributes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -410,7 +409,7 @@ class Repository:
             raise StateNotFound(f"{id.decode()} is not a state")
         found = decode(id, raw)
         if found.agent is None and (agent := self.database.agent_of(id)) is not None:
-            return replace(found, agent=agent)
+            return found._replace(agent=agent)
         return found
 
     def lookup_path(self, state: str | ObjectID, path: bytes) -> tuple[int, ObjectID]:

@@ -6,11 +6,13 @@ Owns the schema and the records. The transactions that change them are ``databas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
+
+_NO_AGENT: Mapping[str, str] = MappingProxyType({})
 
 FORMAT = 2
 """``PRAGMA user_version`` of the tables below; raised whenever an older heddle could misread them, or an overlay."""
@@ -133,8 +135,7 @@ CREATE TABLE refs (name BLOB PRIMARY KEY, target BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(NamedTuple):
     """A mutable name of a state; ``state`` is None before its first capture."""
 
     name: str
@@ -143,8 +144,7 @@ class Thread:
     updated_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(NamedTuple):
     """An immutable name of a state."""
 
     name: str
@@ -153,8 +153,7 @@ class Marker:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One row of the operation log; the columns are explained above the schema."""
 
     id: int
@@ -168,8 +167,7 @@ class Operation:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class MountRecord:
+class MountRecord(NamedTuple):
     """What a session said of itself when it began; the columns are explained above the schema."""
 
     mountpoint: bytes
@@ -183,7 +181,7 @@ class MountRecord:
     allow_other: bool
     socket: bytes
     log: bytes
-    agent: Mapping[str, str] = field(default_factory=dict)
+    agent: Mapping[str, str] = _NO_AGENT
     made_mountpoint: bool = False
 
 
@@ -202,8 +200,7 @@ class GitSeen(NamedTuple):
     head: str
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """A thread or a marker that goes from one state to another.
 
     Attributes:

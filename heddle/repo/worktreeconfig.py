@@ -7,7 +7,7 @@ one that git holds is not waited for. Where the owner has said anything about it
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,6 @@ from heddle.repo.locks import directory_locked
 if TYPE_CHECKING:
     from heddle.repo.gitlink import GitDir
 
-log = logging.getLogger(__name__)
-
-SETTING = "extensions.worktreeConfig"
 SETTINGS = "config.worktree"
 """In a checkout's private directory: its own settings."""
 OURS = b"[extensions] # of heddle's mounts: goes with the last one\n\tworktreeConfig = true\n"
@@ -71,14 +68,12 @@ def turn_on(git: GitDir) -> bool:
 
 def turn_off(git: GitDir) -> None:
     """Take back what `turn_on` wrote, unless some checkout has settings. What can't be taken back costs nothing."""
-    try:
+    with suppress(Busy, OSError):
         if OURS not in _path(git).read_bytes():
             return
         with directory_locked(git.common):
             if not _is_used(git):
                 gitconfig.edit(_path(git), lambda content: content.replace(OURS, b""))
-    except (Busy, OSError) as error:
-        log.info("%s stays on: %s", SETTING, error)
 
 
 def _with_ours(content: bytes) -> bytes:

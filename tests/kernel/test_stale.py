@@ -738,9 +738,7 @@ def _row(repo: api.Repository) -> Any:
 
 
 def _put(repo: api.Repository, row: Any, **changes: Any) -> None:
-    from dataclasses import replace
-
-    repo.database.put_mount(replace(row, **changes))
+    repo.database.put_mount(row._replace(**changes))
 
 
 def _rewrite(repo: api.Repository, done: Any, **changes: Any) -> None:
