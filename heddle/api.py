@@ -856,6 +856,7 @@ class Repository(repository.Repository):
         from heddle.git import branches
         from heddle.git.pack import packs_kept
 
+        self.follow_git()  # to where git in the last mount went
         shown = options.foreground
 
         def show(mounted: Mounted) -> None:
@@ -934,6 +935,7 @@ class Repository(repository.Repository):
             MountBusy: processes use one; it was left as it is, and the others were ended.
             HeddleError: one could not be ended, or not be captured first.
         """
+        self.follow_git()  # where git in them is now is what the next mounts show
         try:
             sessions = _selected(self.runtime, self, target, stale)
         except NotMounted:

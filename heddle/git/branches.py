@@ -152,13 +152,25 @@ def follow(
     linked.release_dead(repo.git)
     seen = repo.database.git_seen()
     signature = gitrefs.signature(repo.git)
-    is_as_seen = not wanted and seen is not None and seen.signature == signature
+    ended = linked.ended(repo)
+    is_as_seen = not (wanted or ended) and seen is not None and seen.signature == signature
     if is_as_seen and repo.database.is_in_step() and linked.stand_ins_agree(repo):
         return Step()
     from heddle.git.pack import packs_kept
 
     with directory_locked(repo.heddle_dir), packs_kept():
-        return _Comparison(repo, repo.git, wanted, force, adopt, progress).run()
+        step = _Comparison(repo, repo.git, wanted, force, adopt, progress).run()
+        if adopt is not None:
+            _put_aside(repo, ended, step)
+        return step
+
+
+def _put_aside(repo: Repository, ended: Iterable[linked.Linked], step: Step) -> None:
+    """Mounts that are over have been followed; where one is just closing, the next command sees to it."""
+    for each in ended:
+        thread = each.thread or ""
+        if not isinstance(step.problems.get(thread), Busy):
+            linked.put_aside(repo, each, repo.overlay_base(thread))
 
 
 def keep_staged(repo: Repository, threads: Collection[str]) -> None:

@@ -130,10 +130,11 @@ class Files(View):
             self.touch(node.parent, node.name)
         if node.links is not None or (node.orphan is False and node.parent is None):
             self.epoch += 1  # names that are not live may share these bytes
-        if self.journal is not None and self._has_more_names(node):
-            self.journal.forget()
+        if self.journal is not None and self.has_more_names(node):
+            self.journal.note_file(node.real_ino)
 
-    def _has_more_names(self, node: FileNode) -> bool:
+    def has_more_names(self, node: FileNode) -> bool:
+        """Whether a file in the upper has several names, live or not."""
         status = self._status(node)
         return status is not None and status.st_nlink > 1
 

@@ -22,7 +22,7 @@ from heddle.attribution import Agent
 from heddle.errors import ConfigError, DataError, HeddleError, NotMounted
 from heddle.mount import everything, fsmonitor
 from heddle.mount.depth import any_depth
-from heddle.mount.journal import Journal
+from heddle.mount.journal import Changes, Journal
 from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
 from heddle.repo import gitindex, keptindex, linked, worktreeconfig
@@ -155,25 +155,35 @@ class GitView:
         Raises:
             NotMounted: nothing was noted here; git has to look itself.
         """
-        new, changed = self._overlay.in_loop(lambda: self._noted_since(token))
-        if changed is None:
-            core, index = self._overlay.core, self.linked.git.path / "index"
-            changed = everything.paths(core, self._overlay.in_loop, index)
-        return new, changed
+        core = self._overlay.core
+        new, changes = self._overlay.in_loop(lambda: self._noted_since(token))
+        if changes is None:
+            index = self.linked.git.path / "index"
+            return new, everything.paths(core, self._overlay.in_loop, index)
+        paths = changes.paths
+        if changes.files and core.upper is not None:
+            paths += core.upper.names_of(changes.files)
+        return new, paths
 
-    def _noted_since(self, token: bytes) -> tuple[bytes, list[bytes] | None]:
-        journal = self._overlay.core.journal
-        if journal is None:
+    def _noted_since(self, token: bytes) -> tuple[bytes, Changes | None]:
+        core = self._overlay.core
+        if core.journal is None:
             raise NotMounted("what changes here is not noted")
-        changed = journal.since(token)
-        if changed is not None:  # of what is open for writing the kernel may hold bytes
-            changed += self._overlay.writers()
-        return journal.token(), changed
+        changes = core.journal.since(token)
+        if changes is not None:  # of what is open for writing the kernel may hold bytes
+            paths = changes.paths + self._overlay.writers()
+            linked = {
+                each.real_ino for each in core.open_for_writing() if core.has_more_names(each)
+            }
+            changes = Changes(paths, changes.files | linked)
+        return core.journal.token(), changes
 
     def end(self) -> None:
-        """The mount is gone: leave no trace in git."""
+        """The mount is gone: leave no trace in git, unless the next command has to see where git went."""
+        base = self._overlay.base
         try:
-            linked.put_aside(self._overlay.repo, self.linked, self._overlay.base)
+            if not linked.leave(self.linked, base):
+                linked.put_aside(self._overlay.repo, self.linked, base)
         except OSError as error:
             log.warning("%s stays: %s", self.linked.git.path, error.strerror)
         self._held.close()

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heddle.attribution import Attribution
+from heddle.attribution import Agent, Attribution
 from heddle.errors import Busy, NotMounted, StaleMount
 from heddle.mount import control, ending, mountpoint, registry, wire
 from heddle.mount.registry import Session
 from heddle.mount.runtime import RuntimeDirectory
+from heddle.repo import linked
 from heddle.repo.names import overlay_dir
 
 if TYPE_CHECKING:
@@ -298,4 +299,12 @@ class _Offline:
             )
 
     def adopt(self, state: ObjectID | None, moved_from: tuple[ObjectID | None] | None) -> None:
-        self._overlay.adopt(state, thread=moved_from)
+        from heddle.mount.makers import Makers
+
+        agents: dict[ObjectID, Agent] = {}
+        for each in linked.of(self._repo):
+            if (
+                each.thread == self._overlay.thread
+            ):  # as its session, which is gone, has written it down
+                agents = Makers(each.git.path, {}).take()
+        self._overlay.adopt(state, thread=moved_from, agents=agents)

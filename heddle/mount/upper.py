@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from zlib import crc32
 
 from heddle import faults
 from heddle.errors import StorageError
+from heddle.mount.depth import any_depth
 from heddle.mount.partial import Partial, object_id
 
 if TYPE_CHECKING:
@@ -321,6 +322,20 @@ class Upper:
         os.close(self.root)
         os.close(self.work)
         os.close(self._top)
+
+    def names_of(self, files: Container[int]) -> Iterator[bytes]:
+        """The paths of all names that some files have, while they may come and go.
+
+        Args:
+            files: real inode numbers of regular files with several names.
+        """
+        with any_depth():
+            for where, _, names, directory in os.fwalk(b".", dir_fd=self.root):
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                        if status.st_nlink > 1 and status.st_ino in files:
+                            yield os.path.join(where[2:], name)
 
     def set_number(self, real_ino: int, shown: int | None) -> None:
         """Note the inode number that the mount shows of a symlink or special file; None: the real one."""

@@ -512,6 +512,36 @@ def _rename_aside(path: Path, aside: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def leave(linked: Linked, base: ObjectID | None) -> bool:
+    """Have a mount that is over stay known to git, if git in it went where heddle has not followed; `ended` names it.
+
+    Args:
+        base: what the mount was relative to.
+
+    Returns:
+        Whether it stays.
+    """
+    if linked.thread is None or linked.doing() in DETACHING or _commit_of(linked) == base:
+        return False
+    path = linked.git.path
+    _write_lines(path / NOTE, json.dumps(_note(path) | {"ended": True}))
+    return True
+
+
+def ended(repo: Repository) -> list[Linked]:
+    """The mounts that `leave` left: to be followed to where git is, and then put aside."""
+    if repo.git is None:
+        return []
+    dead = [path for path in private_directories(repo.git) if not (path / "locked").exists()]
+    left = (path for path in dead if _note(path).get("ended"))
+    found = [read(path, repo.git.common) for path in left]
+    return [
+        each
+        for each in found
+        if each is not None and _note(each.git.path).get("repository") == str(repo.path)
+    ]
+
+
 def clear(repo: Repository, session: str) -> None:
     """A mount whose session died is over: as ``put_aside``."""
     if repo.git is None:

@@ -338,16 +338,31 @@ def test_every_change_is_seen(
         _kept.clear()
 
 
-def test_a_write_through_another_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file with two names that is changed through one of them is changed under both."""
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_write_through_another_name(
+    place: Path, repo: api.Repository, known: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with two names that is changed through one of them is changed under both, and nothing else is.
+
+    Also where the session has not seen the other one yet, and where the change has not left the kernel.
+    """
     (place / "a/1").unlink()
     (place / "a/1").hardlink_to(place / "c/1")
-    said(place)
+    run_git(place, "commit", "-q", "-a", "-m", "Linked")
+    if not known:
+        repo.unmount("agent", force=True)
+        heddle.open(repo.path).mount("agent", place)
+    assert said(place) == [""]
+    assert vouched_for(place) == {*FILES, "a.txt", "b.txt"}
     with (place / "c/1").open("r+") as file:
         file.write("XXX")
+        if not closed:
+            file.flush()
+            assert said(place) == right(place, monkeypatch) == ["", " M a/1", " M c/1"]
 
-    assert said(place) == right(place, monkeypatch)
-    assert " M c/1" in said(place)
+    assert said(place) == right(place, monkeypatch) == ["", " M a/1", " M c/1"]
+    assert vouched_for(place) == {*FILES, "a.txt", "b.txt"} - {"a/1", "c/1"}
 
 
 LOOKING = [

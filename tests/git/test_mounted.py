@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from world import wait_until
+from world import sessions_of, wait_until
 
 import heddle
 from heddle import api, faults
@@ -324,6 +324,43 @@ def test_a_mount_of_the_checked_out_branch_has_a_detached_head(
         repo.unmount("main", force=True)
 
 
+def end_by_umount(place: Path, repo: api.Repository) -> None:
+    subprocess.run(["umount", place], check=True)
+
+
+def end_by_signal(place: Path, repo: api.Repository) -> None:
+    """As at the end of a login, or of the machine."""
+    pid = repo.mounts()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+
+
+def end_by_another_object(place: Path, repo: api.Repository) -> None:
+    """One that was opened before git did anything."""
+    repo.unmount("agent")
+
+
+@pytest.mark.parametrize("end", [end_by_umount, end_by_signal, end_by_another_object])
+def test_where_git_went_just_before_the_end(
+    place: Path, repo: api.Repository, git: Git, end: Callable[[Path, api.Repository], None]
+) -> None:
+    """A commit that no heddle command saw before the mount ended is what the next is at, with what was staged."""
+    made = commit_file(place, "a.txt", "committed\n")
+    (place / "b.txt").write_text("staged\n")
+    git("add", "b.txt", at=place)
+    sessions = sessions_of(place.parent)
+    end(place, repo)
+    wait_until(lambda: not set(sessions) & set(sessions_of(place.parent)), "the session to end")
+
+    again = heddle.open(repo.path)
+    assert not (repo.path / ".git" / "worktrees").exists()
+    again.mount("agent", place)
+    assert (git("rev-parse", "agent"), state(again, "agent")) == (made, made)
+    assert git("branch", "--show-current", at=place) == "agent"
+    assert git("status", "--porcelain", at=place) == "M  b.txt"
+    assert [change.path for change in heddle.open(place).status().changes] == [b"b.txt"]
+
+
 def test_in_the_middle_of_a_rebase(place: Path, repo: api.Repository, git: Git) -> None:
     """A rebase that stops is git's to finish: captures wait, and an unmount keeps it for the next mount."""
     git("branch", "-q", "other", "main", at=place)
@@ -508,10 +545,17 @@ def models(place: Path, count: int) -> list[str]:
     return [str(state.agent) for state in heddle.open(place).log(limit=count)]
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("looked_at", [False, True])
 def test_a_maker_outlives_its_session(
-    repo: api.Repository, git: Git, tmp_path: Path, nothing_left: None
+    repo: api.Repository,
+    git: Git,
+    tmp_path: Path,
+    no_restarts: None,
+    end: signal.Signals,
+    looked_at: bool,
 ) -> None:
-    """Who made a commit is known to the session that comes after the one which saw it begin."""
+    """Who made a commit is known after the session which saw it begin, however it ended and whoever looks first."""
     place = repo.mount(
         "agent", tmp_path / "mnt", create=True, agent={"agent.model": "default"}
     ).mountpoint
@@ -520,8 +564,11 @@ def test_a_maker_outlives_its_session(
         agent_commit(place, "one", "first")
         [found] = repo.mounts()
         assert found.pid is not None
-        os.kill(found.pid, signal.SIGKILL)
-        repo.mount("agent")
+        os.kill(found.pid, end)
+        wait_until(lambda: not sessions_of(tmp_path), "the session to end")
+        if looked_at:
+            heddle.open(repo.path)
+        repo.mount("agent", place)
         assert models(place, 2) == ["first", "default"]
     finally:
         repo.unmount("agent", force=True)
