@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from heddle import atomic, faults
 from heddle.errors import Busy, CannotCreate, InvalidName
 from heddle.git import remotes
-from heddle.git.fetching import Fetched, OtherIds, fetch, tracked
+from heddle.git.fetching import Fetched, fetch, tracked
+from heddle.git.transport import OtherIds
 from heddle.repo.database import Move
 from heddle.repo.names import valid_thread_name
 

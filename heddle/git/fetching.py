@@ -29,6 +29,7 @@ from heddle.errors import (
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
+from heddle.git.haves import Haves
 from heddle.git.pack import (
     WHY_KEPT,
     Arriving,
@@ -42,7 +43,15 @@ from heddle.git.pack import (
 from heddle.git.receiving import Incoming, incoming, max_object_bytes
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
-from heddle.git.transport import RemoteFailed, RemoteUnreachable, sideband, talk, talking_to
+from heddle.git.transport import (
+    RemoteFailed,
+    RemoteUnreachable,
+    format_of,
+    require_format,
+    sideband,
+    talk,
+    talking_to,
+)
 from heddle.objects.incoming import DamagedPack, check_sizes, take_pack
 from heddle.objects.links import Links
 from heddle.repo.database import Move
@@ -57,20 +66,6 @@ if TYPE_CHECKING:
 
 BLOBLESS = b"blob:none"
 """What is left out of a lazy clone (git-rev-list(1), --filter)."""
-
-
-class OtherIds(DataError):
-    """A server's repository has ids of another format.
-
-    Attributes:
-        found: its format.
-    """
-
-    kind = "other_ids"
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.found = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +150,14 @@ def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> F
         return client.fetch_pack(
             path,
             target.wants,
-            target.graph_walker(),
+            target.haves,
             pack.write,
             progress=sideband(progress),
             filter_spec=BLOBLESS if remote.promisor or pack.goes_on else None,
         )
 
     result = talk(repo, remote.url, ask)
-    _require_format(repo, result.object_format, remote)
+    require_format(remote.name, result.object_format, repo.object_format)
     there = target.checked(result.refs)
     changes = target.planned(there)
     pruned = target.in_the_way(there)
@@ -208,15 +203,6 @@ def _marker_name(ref: bytes) -> str | None:
     return name
 
 
-def _require_format(repo: Repository, found: str | None, remote: Remote) -> None:
-    if found is not None and found != repo.object_format:
-        error = OtherIds(
-            f"{remote.name} has {found} ids, and this repository {repo.object_format} ids"
-        )
-        error.found = found
-        raise error
-
-
 def _branch_name(ref: bytes | None) -> str | None:
     if ref is None or not ref.startswith(HEADS):
         return None
@@ -238,6 +224,7 @@ class _Target:
     Attributes:
         repo: this repository.
         remote: from where it is fetched.
+        haves: what the server is told that is here.
     """
 
     def __init__(self, repo: Repository, remote: Remote) -> None:
@@ -248,6 +235,7 @@ class _Target:
         self._store = repo.store
         self._max_bytes = max_object_bytes(repo)
         self._followed = frozenset[bytes]()
+        self.haves = Haves(repo)
 
     def mend_promises(self) -> None:
         """List anew what is not here, if a list is damaged; the damaged one is put aside after that."""
@@ -269,9 +257,20 @@ class _Target:
         )
 
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
-        """The ids to ask for, of all that a server offers."""
+        """The ids to ask for, of all that a server offers; raises OtherIds before anything is asked for."""
+        for id in refs.values():
+            require_format(self.remote.name, format_of(id), self.repo.object_format)
+        self._choose_haves(refs)
         ids = {id for ref, id in refs.items() if id and self._takes(ref)}
         return sorted(id for id in ids if id not in self._store)
+
+    def _choose_haves(self, refs: Mapping[Any, Any]) -> None:
+        """Tell the server first where it had the branches that it has moved since."""
+        named = self._git.under(b"refs/") if self._git is not None else self._named()
+        prefix = self._prefix if self._git is None else self._prefix.removeprefix(b"refs/")
+        had = {ref: named.get(prefix + ref[len(HEADS) :]) for ref in refs if ref.startswith(HEADS)}
+        moved = [id for ref, id in had.items() if id is not None and id != refs[ref]]
+        self.haves.begin(moved, named.values())
 
     def _takes(self, ref: bytes) -> bool:
         """Whether a ref of the server's is to have a name here."""
@@ -282,21 +281,6 @@ class _Target:
         if not ref.startswith(TAGS) or self.remote.tag_option == "--no-tags":
             return False
         return not self.remote.follows_tags or ref in self._followed
-
-    def graph_walker(self) -> Any:
-        """What tells the server, newest first, what is here."""
-        from dulwich.object_store import ObjectStoreGraphWalker
-
-        shallow = set(self.repo.shallow)
-
-        def parents(id: Any) -> list[Any]:
-            if id in shallow:
-                return []
-            return [each for each in self.repo.state(id).parents if self.repo.is_state(each)]
-
-        heads = self._git.under(b"refs/") if self._git is not None else self._named()
-        here = [id for id in set(heads.values()) if self.repo.is_state(id)]
-        return ObjectStoreGraphWalker(here, parents, shallow=shallow)
 
     def _named(self) -> dict[bytes, ObjectID]:
         refs = self.repo.database.refs()

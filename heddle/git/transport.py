@@ -63,6 +63,37 @@ class RemoteNotFound(DataError):
     kind = "remote_not_found"
 
 
+class OtherIds(DataError):
+    """A server's repository has ids of another format.
+
+    Attributes:
+        found: its format.
+    """
+
+    kind = "other_ids"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.found = ""
+
+
+def require_format(name: str, found: str | None, ours: str) -> None:
+    """Check that a remote has ids of our format, where it says which.
+
+    Raises:
+        OtherIds: it has others.
+    """
+    if found is not None and found != ours:
+        error = OtherIds(f"{name} has {found} ids, and this repository {ours} ids")
+        error.found = found
+        raise error
+
+
+def format_of(id: bytes | None) -> str | None:
+    """The format of an id (hex), where it can be told."""
+    return {40: "sha1", 64: "sha256"}.get(len(id or b""))
+
+
 def talk(
     repo: Repository,
     url: str,
@@ -90,13 +121,13 @@ def talk(
     address = _rewritten(config, url, push_instead)
     with talking_to(url):
         try:
-            return _use(use, *_client(repo, address, config, {}))
+            return _use(repo, use, *_client(repo, address, config, {}))
         except HTTPUnauthorized:
             credentials = _credentials(repo, address)
             if credentials is None:
                 raise
         try:
-            done = _use(use, *_client(repo, address, config, credentials))
+            done = _use(repo, use, *_client(repo, address, config, credentials))
         except HTTPUnauthorized:
             _tell_git(repo, "reject", address, credentials)
             raise
@@ -104,7 +135,11 @@ def talk(
         return done
 
 
-def _use(use: Callable[[GitClient, Any], _T], client: GitClient, path: Any) -> _T:
+def _use(repo: Repository, use: Callable[[GitClient, Any], _T], client: GitClient, path: Any) -> _T:
+    from dulwich.protocol import capability_object_format
+
+    # Before version 2 a server takes ids for SHA-1 that nobody has said more of.
+    client._fetch_capabilities.add(capability_object_format(repo.object_format))
     try:
         return use(client, path)
     finally:
