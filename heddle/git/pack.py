@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -36,7 +36,10 @@ WHY_KEPT = "heddle: until refs lead to it"
 
 
 def missing_objects(
-    store: ObjectStore, tips: Iterable[bytes], has: Callable[[bytes], bool]
+    store: ObjectStore,
+    tips: Iterable[bytes],
+    has: Callable[[bytes], bool],
+    shallow: Set[bytes] = frozenset(),
 ) -> list[bytes]:
     """Everything reachable from some objects, but not past what somebody has already.
 
@@ -44,6 +47,7 @@ def missing_objects(
         store: where the objects are.
         tips: hex ids to begin with.
         has: whether the other side has an object (binary id) and so everything below it.
+        shallow: commits (hex ids) whose parents were left out on purpose.
 
     Returns:
         Binary ids: tags and commits, then trees, then blobs, each once.
@@ -51,9 +55,16 @@ def missing_objects(
     Raises:
         ObjectMissing: one of them is nowhere.
     """
-    walk = _Walk(store, has)
-    walk.run(to_raw(tip, store.id_length) for tip in tips)
-    return [*walk.history, *walk.trees, *walk.blobs]
+    return _walked(store, tips, has, shallow).all()
+
+
+def objects_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
+    """Some trees (hex ids) and everything in them, as binary ids, each once.
+
+    Raises:
+        ObjectMissing: a tree is not here.
+    """
+    return _walked(store, tops).all()
 
 
 def require_all(
@@ -101,9 +112,8 @@ def missing_blobs(
     Raises:
         ObjectMissing: a tag, a commit or a tree is not here.
     """
-    walk = _Walk(store, known or (lambda raw_id: False), shallow)
-    walk.run(to_raw(tip, store.id_length) for tip in tips)
-    return [blob for blob in walk.blobs if not store.contains(blob)]
+    blobs = _walked(store, tips, known, shallow).blobs
+    return [blob for blob in blobs if not store.contains(blob)]
 
 
 def blobs_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
@@ -112,9 +122,7 @@ def blobs_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
     Raises:
         ObjectMissing: a tree is not here.
     """
-    walk = _Walk(store, lambda raw_id: False)
-    walk.run(to_raw(top, store.id_length) for top in tops)
-    return walk.blobs
+    return _walked(store, tops).blobs
 
 
 class Objects(Protocol):
@@ -158,6 +166,17 @@ class Arriving:
         return entries
 
 
+def _walked(
+    store: Objects,
+    tips: Iterable[bytes],
+    has: Callable[[bytes], bool] | None = None,
+    shallow: Set[bytes] = frozenset(),
+) -> _Walk:
+    walk = _Walk(store, has or (lambda raw_id: False), shallow)
+    walk.run(to_raw(tip, store.id_length) for tip in tips)
+    return walk
+
+
 class _Walk:
     """A walk from tips to blobs that reads every commit and tree once, and no blob."""
 
@@ -171,6 +190,10 @@ class _Walk:
         self.history: list[bytes] = []
         self.trees: list[bytes] = []
         self.blobs: list[bytes] = []
+
+    def all(self) -> list[bytes]:
+        """Tags and commits, then trees, then blobs."""
+        return [*self.history, *self.trees, *self.blobs]
 
     def run(self, tips: Iterable[bytes]) -> None:
         todo = list(tips)
@@ -340,7 +363,6 @@ class _PackFile:
 
     def __init__(self, file: BinaryIO, object_format: ObjectFormat) -> None:
         self._file = file
-        self._format = object_format
         self._hash = object_format.hash_func()
         self._crc = 0
         self.size = 0
@@ -359,18 +381,9 @@ class _PackFile:
 
     def add(self, store: ObjectStore, raw_id: bytes) -> int:
         """Write one object; returns the CRC-32 of its entry."""
-        from dulwich.pack import pack_object_header
-
         self._crc = 0
-        deflate = zlib.compressobj()
-        try:
-            kind, size = store.kind(raw_id), store.size(raw_id)
-            self._put(bytes(pack_object_header(kind, None, size, self._format)))
-            for piece in store.iter_blob(raw_id):
-                self._put(deflate.compress(piece))
-        except KeyError as error:
-            raise _gone(raw_id) from error
-        self._put(deflate.flush())
+        for piece in _entry(store, raw_id):
+            self._put(piece)
         return self._crc
 
     def finish(self) -> bytes:
@@ -378,6 +391,40 @@ class _PackFile:
         self._file.write(checksum)
         _make_durable(self._file)
         return checksum
+
+
+def pack_pieces(
+    store: ObjectStore, ids: Sequence[bytes], progress: Progress | None = None
+) -> Iterator[bytes]:
+    """A git pack of some objects (binary ids), each once, piece by piece; raises as `write_pack`."""
+    from dulwich.pack import pack_header_chunks
+
+    whole = store.object_format.hash_func()
+    for piece in pack_header_chunks(len(ids)):
+        whole.update(piece)
+        yield piece
+    for done, raw_id in enumerate(ids, 1):
+        for piece in _entry(store, raw_id):
+            whole.update(piece)
+            yield piece
+        if progress is not None and (done % _REPORT_EVERY == 0 or done == len(ids)):
+            progress(done, len(ids))
+    yield whole.digest()
+
+
+def _entry(store: ObjectStore, raw_id: bytes) -> Iterator[bytes]:
+    """An object as it stands in a pack."""
+    from dulwich.pack import pack_object_header
+
+    deflate = zlib.compressobj()
+    try:
+        kind, size = store.kind(raw_id), store.size(raw_id)
+        yield bytes(pack_object_header(kind, None, size, store.object_format))
+        for piece in store.iter_blob(raw_id):
+            yield deflate.compress(piece)
+    except KeyError as error:
+        raise _gone(raw_id) from error
+    yield deflate.flush()
 
 
 def _make_durable(file: BinaryIO) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from heddle.errors import DataError
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
+from heddle.git.pack import pack_pieces
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
+from heddle.git.sending import Refs, Request, send, to_send
 from heddle.git.transport import is_progress, sideband, talk
 
 if TYPE_CHECKING:
@@ -66,11 +67,6 @@ def push(
         PushRejected: the server refused; says why.
         RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say.
     """
-    if repo.object_format != "sha1":
-        raise DataError(
-            "repositories with sha256 ids can't be pushed over a connection yet",
-            hint="heddle git export --to DIR",
-        )
     remote = remotes.remote(repo, name)
     wanted = _wanted(repo, threads or [repo.current_thread], markers)
     changes: list[RefChange] = []
@@ -82,22 +78,22 @@ def push(
         if report is not None:
             report(text)
 
-    def choose(there: Mapping[Any, Any]) -> dict[Any, Any]:
+    def choose(there: Refs) -> list[RefChange]:
         changes[:] = _to_push(repo, wanted, there, force)
-        return {each.ref.encode(errors="surrogateescape"): each.new for each in changes}
+        return changes
 
+    def pack(there: Refs, changes: list[RefChange]) -> Iterable[bytes]:
+        ids = to_send(repo, there.values(), [each.new for each in changes])
+        return pack_pieces(repo.store, ids, progress)
+
+    request = Request(name, repo.object_format, choose, pack, hear)
     result = talk(
         repo,
         remote.push_url,
-        lambda client, path: client.send_pack(
-            path,
-            choose,
-            partial(repo.store.dulwich_store.generate_pack_data, shallow=repo.shallow),
-            progress=hear,
-        ),
+        lambda client, path: send(client, path, request),
         push_instead=not remote.pushes_apart,
     )
-    refused = {ref: why for ref, why in (result.ref_status or {}).items() if why}
+    refused = {ref: why for ref, why in result.items() if why}
     moved = [each for each in changes if each.ref.encode() not in refused]
     _remember_pushed(repo, name, moved)
     if refused:
@@ -133,7 +129,7 @@ def _wanted(repo: Repository, threads: Sequence[str], markers: bool) -> dict[byt
 
 
 def _to_push(
-    repo: Repository, wanted: Mapping[bytes, bytes], there: Mapping[Any, Any], force: bool
+    repo: Repository, wanted: Mapping[bytes, bytes], there: Refs, force: bool
 ) -> list[RefChange]:
     """What moves on the server; raises if any of it must not."""
     changes = []

@@ -92,36 +92,71 @@ def newest_first(
 def is_ancestor(repo: Repository, old: ObjectID, new: ObjectID) -> bool:
     """Whether a state comes from another one, or is it; whatever their clocks said.
 
-    Both are followed back, newest first, until all that is left to follow comes before both. A state on a way from
-    ``new`` to ``old`` never does, so by then the answer is sure; and what only one of them has is soon passed.
+    Both are followed back until all that is left to follow comes before both. A state on a way from ``new`` to
+    ``old`` never does, so by then the answer is sure; and what only one of them has is soon passed.
 
     Raises:
         ObjectMissing: a state names a parent that is not here.
     """
-    marks: dict[ObjectID, int] = {}
-    frontier: list[tuple[int, int, int, State]] = []
-    undecided = 0
-    order = count()
+    sides = _Sides(repo, [old], [new])
+    while sides.left[_FROM_OLD] + sides.left[_FROM_NEW] and sides.marks[old] != _BOTH:
+        sides.step()
+    return sides.marks[old] == _BOTH
 
-    def mark(id: ObjectID, whose: int) -> None:
-        nonlocal undecided
-        before = marks.get(id, 0)
+
+def beyond(
+    repo: Repository, old: Iterable[ObjectID], new: Iterable[ObjectID]
+) -> tuple[set[ObjectID], set[ObjectID]]:
+    """The states that ``new`` come from and ``old`` do not, and those that these begin at.
+
+    Where clocks were wrong, some that ``old`` come from as well can be among the first, with all that is between.
+
+    Raises:
+        ObjectMissing: a state names a parent that is not here.
+    """
+    new = set(new)
+    sides = _Sides(repo, old, new)
+    while sides.left[_FROM_NEW]:
+        sides.step()
+    found = {id for id, whose in sides.marks.items() if whose == _FROM_NEW}
+    parents = {parent for id in found for parent in repo.state(id).parents}
+    return found, {id for id in (parents | new) - found if id in repo.store}
+
+
+class _Sides:
+    """Two histories that are followed back together, newest first.
+
+    Attributes:
+        marks: of each state that was reached, from which side.
+        left: how many are still to be followed, by the side that they were reached from.
+    """
+
+    def __init__(self, repo: Repository, old: Iterable[ObjectID], new: Iterable[ObjectID]) -> None:
+        self._repo = repo
+        self._frontier: list[tuple[int, int, int, State]] = []
+        self._order = count()
+        self.marks: dict[ObjectID, int] = {}
+        self.left = dict.fromkeys((_FROM_OLD, _FROM_NEW, _BOTH), 0)
+        for whose, ids in ((_FROM_OLD, old), (_FROM_NEW, new)):
+            for id in ids:
+                self._mark(id, whose)
+
+    def _mark(self, id: ObjectID, whose: int) -> None:
+        before = self.marks.get(id, 0)
         if before | whose == before:
             return
-        marks[id] = before | whose
-        undecided += marks[id] != _BOTH
-        state = repo.state(id)
-        heapq.heappush(frontier, (-state.committed_s, next(order), marks[id], state))
+        self.marks[id] = whose = before | whose
+        self.left[whose] += 1
+        state = self._repo.state(id)
+        heapq.heappush(self._frontier, (-state.committed_s, next(self._order), whose, state))
 
-    mark(old, _FROM_OLD)
-    mark(new, _FROM_NEW)
-    while undecided and marks[old] != _BOTH:
-        _, _, whose, state = heapq.heappop(frontier)
-        undecided -= whose != _BOTH
-        for parent in state.parents if whose == marks[state.id] else ():
-            if _is_here(repo, parent, state.id):
-                mark(parent, whose)
-    return marks[old] == _BOTH
+    def step(self) -> None:
+        """Follow the newest one to its parents."""
+        _, _, whose, state = heapq.heappop(self._frontier)
+        self.left[whose] -= 1
+        for parent in state.parents if whose == self.marks[state.id] else ():
+            if _is_here(self._repo, parent, state.id):
+                self._mark(parent, whose)
 
 
 def _reach(

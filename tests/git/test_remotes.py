@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,13 +27,13 @@ from heddle.errors import (
     UnsavedChanges,
     UsageError,
 )
-from heddle.git import receiving, remotes
+from heddle.git import connection, receiving, remotes
 from heddle.git.branches import Diverged
 from heddle.git.cloning import clone
 from heddle.git.fetching import fetch, pull, tracked
 from heddle.git.promisor import Promisor
 from heddle.git.pushing import PushRejected, _in_its_words, push
-from heddle.git.transport import RemoteFailed, RemoteNotFound, RemoteUnreachable
+from heddle.git.transport import OtherIds, RemoteFailed, RemoteNotFound, RemoteUnreachable
 from heddle.objects.incoming import ObjectTooLarge
 
 from .conftest import Git, commit_file, refs, run_git, state
@@ -134,16 +134,22 @@ def test_clone_push_fetch_pull(url: str, bare: Path, git: Git, tmp_path: Path) -
     assert (repo.path / "theirs.txt").exists()
 
 
-def test_ssh_is_spoken_through_the_ssh_command(
-    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An ssh address runs ssh with git's own command on the other side; here ssh is a local shell."""
+def _local_shell(tmp_path: Path) -> str:
+    """An ssh that runs its command here."""
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text(
         f'#!{sys.executable}\nimport os, sys\nos.execv("/bin/sh", ["sh", "-c", sys.argv[-1]])\n'
     )
     ssh.chmod(0o755)
+    return str(ssh)
+
+
+def test_ssh_is_spoken_through_the_ssh_command(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ssh address runs ssh with git's own command on the other side; here ssh is a local shell."""
+    ssh = Path(_local_shell(tmp_path))
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
 
     repo = cloned(f"ssh://example.org{bare}", tmp_path / "mine")
@@ -502,6 +508,20 @@ def test_what_was_not_refused_has_moved(mine: api.Repository, bare: Path) -> Non
     assert (before, new) == (run_git(bare, "rev-parse", "main"), run_git(bare, "rev-parse", "side"))
     assert before == mine.resolve("origin/main").decode()
     assert new == mine.resolve("origin/side").decode()
+
+
+def test_a_pack_that_the_server_does_not_take(mine: api.Repository, bare: Path) -> None:
+    """A server that stops reading in the middle of what is pushed is heard all the same; nothing has moved."""
+    run_git(bare, "config", "receive.maxInputSize", "100k")
+    before = refs(bare)
+    (mine.path / "large").write_bytes(os.urandom(8 << 20))
+    mine.capture(message="Large")
+
+    with pytest.raises(RemoteFailed, match="could not take what was pushed") as caught:
+        push(mine)
+
+    assert caught.value.exit_code == 74
+    assert before == refs(bare)
 
 
 def test_somebody_was_faster(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
@@ -1204,17 +1224,106 @@ def test_a_tag_that_is_no_text(checkout: Path, tmp_path: Path) -> None:
         repo.close()
 
 
-def test_a_clone_has_the_server_s_ids(tmp_path: Path) -> None:
-    """A repository of SHA-256 ids is cloned as one."""
-    run_git(tmp_path, "init", "-q", "-b", "main", "--object-format=sha256", "long")
-    made = commit_file(tmp_path / "long", "a", "1")
-    repo, _ = clone(
-        api.Repository, str(tmp_path / "long"), tmp_path / "mine", environment=os.environ
-    )
+@pytest.fixture
+def long(tmp_path: Path, nothing_left: None) -> Path:
+    """A bare repository of SHA-256 ids, which lets itself be pushed to, with a branch and an annotated tag."""
+    run_git(tmp_path, "init", "-q", "-b", "main", "--object-format=sha256", "work")
+    commit_file(tmp_path / "work", "a", "1")
+    run_git(tmp_path / "work", "tag", "-a", "-m", "Noted", "noted")
+    (tmp_path / "served").mkdir()
+    return bare_copy(tmp_path / "work", tmp_path / "served" / "long.git")
 
-    assert (repo.object_format, state(repo, "main")) == ("sha256", made)
-    assert (tmp_path / "mine/a").read_text() == "1"
-    assert repo.fsck(full=True).problems == []
+
+@pytest.mark.parametrize("version", ["0", "2"])
+@pytest.mark.parametrize("way", [*WAYS, "ssh"])
+def test_sha256_over_every_way(
+    way: str, version: str, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository of SHA-256 ids is cloned as one, fetched, pulled and pushed to, also by a new branch."""
+    monkeypatch.setattr(connection, "_PROTOCOL", f"version={version}")
+    if way == "ssh":
+        monkeypatch.setenv("GIT_SSH_COMMAND", _local_shell(tmp_path))
+    with served_over(way, long) if way != "ssh" else nullcontext(f"ssh://x{long}") as address:
+        repo = cloned(address, tmp_path / "mine")
+
+        assert (repo.object_format, len(state(repo, "main"))) == ("sha256", 64)
+        assert (tmp_path / "mine/a").read_text() == "1"
+
+        new = capture(repo, "b", "2")
+        repo.threads.create("side", repo.resolve("main"))
+        pushed = push(repo, "origin", ["main", "side"], markers=True)
+
+        assert [each.old is None for each in pushed.refs] == [False, True]
+        assert new == run_git(long, "rev-parse", "main") == run_git(long, "rev-parse", "side")
+        assert run_git(long, "fsck", "--strict") == ""
+
+        theirs = others_push(long, tmp_path)
+        pull(repo)
+
+        assert theirs == state(repo, "main")
+        assert repo.fsck(full=True).problems == []
+        repo.close()
+
+
+def test_the_first_push_of_sha256(long: Path, tmp_path: Path) -> None:
+    """What is pushed to an empty repository of SHA-256 ids arrives; one of SHA-1 refuses it, and nothing is sent."""
+    repo = cloned(str(long), tmp_path / "mine")
+    for form in ("sha256", "sha1"):
+        run_git(tmp_path, "init", "-q", "--bare", f"--object-format={form}", form)
+        remotes.add(repo, form, str(tmp_path / form))
+    push(repo, "sha256", markers=True)
+
+    assert refs(tmp_path / "sha256") == refs(long)
+    with pytest.raises(OtherIds, match="sha1 ids") as caught:
+        push(repo, "sha1")
+    assert caught.value.exit_code == 65
+    assert refs(tmp_path / "sha1") == {} and not list((tmp_path / "sha1").glob("objects/??"))
+    repo.close()
+
+
+def test_other_ids_are_not_sent_for_nothing(long: Path, tmp_path: Path) -> None:
+    """A fetch from a server with ids of the other format asks for no objects at all."""
+    repo = heddle.init(tmp_path / "short")
+    with git_daemon(long.parent) as daemon, in_between(daemon) as middle:
+        remotes.add(repo, "origin", f"{middle.address}/long.git")
+        with pytest.raises(OtherIds, match="sha256 ids"):
+            fetch(repo)
+
+        assert middle.passed < 1000
+    repo.close()
+
+
+def test_a_lazy_clone_of_sha256(long: Path, tmp_path: Path) -> None:
+    """Blobs of SHA-256 ids stay with the server until they are read, and so do their sizes."""
+    run_git(long, "config", "uploadpack.allowFilter", "true")
+    environment = os.environ
+    repo = clone(api.Repository, str(long), tmp_path / "l", environment=environment, lazy=True)[0]
+    blob = repo.lookup_path("main", b"a")[1]
+    raw_id = bytes.fromhex(blob.decode())
+
+    assert not repo.store.contains(raw_id)
+    assert Promisor(repo).sizes([raw_id]) == {raw_id: 1}
+    assert repo.store.get_raw(blob)[1] == b"1"
+    repo.close()
+
+
+def test_on_git_of_sha256(long: Path, git: Git, tmp_path: Path) -> None:
+    """On a checkout of SHA-256 ids what is fetched goes to git, and what is captured is pushed."""
+    git("clone", "-q", f"file://{long}", tmp_path / "mine")
+    heddle.init(tmp_path / "mine").close()
+    repo = heddle.open(tmp_path / "mine")
+    theirs = others_push(long, tmp_path)
+    pull(repo)
+    repo.follow_git()
+
+    assert theirs == run_git(repo.path, "rev-parse", "main")
+
+    new = capture(repo, "b", "2")
+    push(repo)
+
+    assert (
+        new == run_git(long, "rev-parse", "main") == run_git(repo.path, "rev-parse", "origin/main")
+    )
     repo.close()
 
 
