@@ -13,7 +13,7 @@ from __future__ import annotations
 import subprocess
 from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -33,12 +33,14 @@ from heddle.git.haves import Haves
 from heddle.git.pack import (
     WHY_KEPT,
     Arriving,
+    all_blobs,
     missing_blobs,
     note_kept,
     packs_kept,
     peeled,
     require_all,
     require_promised,
+    write_pack,
 )
 from heddle.git.receiving import Incoming, incoming, max_object_bytes
 from heddle.git.refs import HEADS, TAGS, GitRefs
@@ -52,6 +54,7 @@ from heddle.git.transport import (
     talk,
     talking_to,
 )
+from heddle.objects.gitdir import GitObjects
 from heddle.objects.incoming import DamagedPack, check_sizes, take_pack
 from heddle.objects.links import Links
 from heddle.repo.database import Move
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.git.pack import Progress
+    from heddle.objects.pack import PackWriter
     from heddle.repo.repository import Repository
 
 BLOBLESS = b"blob:none"
@@ -323,21 +327,11 @@ class _Target:
             ObjectMissing: something that they need is not here then.
         """
         if self._git is not None:
-            count = self._index_pack(pack.file) if pack.file.tell() else 0
-            self._store.close()  # git's packs are listed anew when next read
-            known = {bytes.fromhex(id.decode()) for id in self._git.under(b"refs/").values()}
-            require_all(self._store, tips, known.__contains__, self.repo.shallow)
-            return count
+            return self._take_for_git(self._git, pack, tips, progress)
         store = self._store
         with store.writer() as writer:
-            links, came = Links(store.id_length), set[bytes]()
-            if pack.file.tell():
-                limit = self._max_bytes
-                came.update(
-                    take_pack(
-                        pack.file, store, writer, max_bytes=limit, links=links, progress=progress
-                    )
-                )
+            links = Links(store.id_length)
+            came = self._read_pack(pack, writer, progress, links)
             missing = None
             if all(id in came or store.holds(id) for id in map(unhexlify, tips)):
                 missing = links.missing(came, store.holds)
@@ -352,6 +346,64 @@ class _Target:
                 require_promised(store, missing)
             writer.commit()
         return len(came)
+
+    def _read_pack(
+        self,
+        pack: Incoming,
+        writer: PackWriter,
+        progress: Progress | None,
+        links: Links | None = None,
+    ) -> set[bytes]:
+        """Have a writer take in what came; the binary ids of that."""
+        if not pack.file.tell():
+            return set()
+        return set(
+            take_pack(
+                pack.file,
+                self._store,
+                writer,
+                max_bytes=self._max_bytes,
+                links=links,
+                progress=progress,
+            )
+        )
+
+    def _take_for_git(
+        self, git: GitRefs, pack: Incoming, tips: list[ObjectID], progress: Progress | None
+    ) -> int:
+        """As ``take``, into git's object directory: what it has of files first, then what they are needed by."""
+        known = {bytes.fromhex(id.decode()) for id in git.under(b"refs/").values()}
+        count = 0
+        if pack.goes_on:
+            blobs = self._left_out(git, pack, tips, known, progress)
+            count += len(blobs)
+            write_pack(self._store, blobs, git.git.objects)
+        if pack.file.tell():
+            count += self._index_pack(pack.file)
+        self._store.close()  # git's packs are listed anew when next read
+        require_all(self._store, tips, known.__contains__, self.repo.shallow)
+        return count
+
+    def _left_out(
+        self,
+        git: GitRefs,
+        pack: Incoming,
+        tips: list[ObjectID],
+        known: set[bytes],
+        progress: Progress | None,
+    ) -> list[bytes]:
+        """The blobs (binary ids) that are neither in what came nor in git, all of them here on return."""
+        store = self._store
+        with store.writer() as writer:  # to read the pack by; it is git that keeps it
+            came = self._read_pack(pack, writer, progress)
+            arriving = Arriving(store, writer)
+            blobs = all_blobs(arriving, tips, known.__contains__, self.repo.shallow)
+        with closing(GitObjects(git.git.objects, self.repo.object_format)) as have:
+            lacking = [blob for blob in blobs if blob not in came and not have.holds(blob)]
+        missing = [blob for blob in lacking if not store.contains(blob)]
+        if missing:
+            _bring(pack, missing, progress)
+        return lacking
 
     def _index_pack(self, pack: IO[bytes]) -> int:
         """Have stock git take in a pack: it does so in bounded memory, and completes a thin one."""

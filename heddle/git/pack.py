@@ -116,6 +116,13 @@ def missing_blobs(
     return [blob for blob in blobs if not store.contains(blob)]
 
 
+def all_blobs(
+    store: Objects, tips: Iterable[bytes], known: Callable[[bytes], bool], shallow: Set[bytes]
+) -> list[bytes]:
+    """As `missing_blobs`, whether they are here or not."""
+    return _walked(store, tips, known, shallow).blobs
+
+
 def blobs_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
     """The files (binary ids) in some trees (hex ids) and below, each once; a blob is its own.
 

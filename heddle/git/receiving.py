@@ -52,12 +52,13 @@ class Incoming:
         goes_on: whether blobs of an attempt that broke off are here, so that the others can be asked for.
     """
 
-    def __init__(self, repo: Repository, remote: Remote, file: IO[bytes], *, outlives: bool):
-        self.file = file
+    def __init__(self, repo: Repository, remote: Remote, kept: IO[bytes] | None, spool: IO[bytes]):
+        self.file = spool if kept is None else kept
         self.goes_on = False
         self._repo = repo
         self._remote = remote
-        self._outlives = outlives
+        self._kept = kept
+        self._spool = spool
         self._asked: Sequence[bytes] = ()
 
     def write(self, data: bytes) -> int:
@@ -74,16 +75,18 @@ class Incoming:
         elif self.file.tell():
             self.keep_blobs()
 
-    def leave_note(self) -> None:
-        """The attempts are over for now, and the next one goes on."""
-        self.begin()
-        self.write(_NOTE)
-
     def begin(self) -> None:
-        """Empty the file for another attempt."""
+        """Empty the file for another attempt; one that goes on leaves a note in its place, also if it is killed."""
+        self._asked = ()
+        if self.goes_on and self.file is self._kept:
+            self._empty()
+            self.write(_NOTE)
+            self.file = self._spool
+        self._empty()
+
+    def _empty(self) -> None:
         self.file.seek(0)
         self.file.truncate()
-        self._asked = ()
 
     def bring(self, raw_ids: Sequence[bytes], progress: Progress | None = None) -> None:
         """Ask for blobs that were left out; raises as `bring`."""
@@ -92,7 +95,7 @@ class Incoming:
 
     def keep_blobs(self) -> bool:
         """Store the blobs that came, durably; whether this attempt brought any that were not here before."""
-        if not self._outlives:
+        if self._kept is None:
             return False
         found = _keep_blobs(self._repo, self.file)
         if found or any(map(self._repo.store.contains, self._asked)):
@@ -102,39 +105,37 @@ class Incoming:
 
     def give_up(self) -> None:
         """The server can't be asked for single blobs: everything is to come in one piece."""
-        self.goes_on = self._outlives = False
+        self.goes_on, self._kept, self.file = False, None, self._spool
 
 
 @contextmanager
 def incoming(repo: Repository, remote: Remote) -> Iterator[Incoming]:
     """A place for the pack of a fetch; where an earlier one from there broke off, its blobs are taken first.
 
-    What comes for git, or without blobs, is not worth keeping.
+    What comes without blobs is not worth keeping.
     """
     path = place(repo, remote)
-    fd = -1 if remote.promisor or repo.git is not None else _locked(path)
-    if fd < 0:
-        with spooled(repo) as file:
-            yield Incoming(repo, remote, file, outlives=False)
-        return
-    # Without a buffer: closing it would write, to a full disk perhaps.
-    with os.fdopen(fd, "r+b", buffering=0) as file:
-        pack = Incoming(repo, remote, file, outlives=True)
-        try:
-            pack.resume()
-            yield pack
-        except KeyboardInterrupt:
-            raise  # what came is looked at the next time
-        except (RemoteFailed, RemoteUnreachable):
-            if pack.goes_on:
-                pack.leave_note()
-            else:
+    fd = -1 if remote.promisor else _locked(path)
+    with spooled(repo) as spool:
+        if fd < 0:
+            yield Incoming(repo, remote, None, spool)
+            return
+        # Without a buffer: closing it would write, to a full disk perhaps.
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            pack = Incoming(repo, remote, file, spool)
+            try:
+                pack.resume()
+                yield pack
+            except KeyboardInterrupt:
+                raise  # what came is looked at the next time
+            except (RemoteFailed, RemoteUnreachable):
+                if not pack.goes_on:
+                    path.unlink(missing_ok=True)
+                raise
+            except BaseException:
                 path.unlink(missing_ok=True)
-            raise
-        except BaseException:
+                raise
             path.unlink(missing_ok=True)
-            raise
-        path.unlink(missing_ok=True)
 
 
 def forget_old(repo: Repository, before_ns: int) -> None:

@@ -434,9 +434,19 @@ EXPORT = Scenario(
 
 def with_half_a_pack(path: Path) -> None:
     """A repository that has the beginning of a pack from its remote, as a fetch that was killed leaves it."""
+    captured(path)
+    _make_half_a_pack(path)
+
+
+def with_half_a_pack_on_git(path: Path) -> None:
+    """The same on a git checkout."""
+    on_git(path)
+    _make_half_a_pack(path)
+
+
+def _make_half_a_pack(path: Path) -> None:
     from heddle.git import receiving, remotes
 
-    captured(path)
     source = path / "source"
     _make_git(source)
     for name in ("one", "two"):
@@ -459,15 +469,20 @@ def _read_fetched(world: World) -> None:
         b"two",
     ]
     assert world.repo.fsck(full=True).problems == []
+    if world.repo.git is not None:
+        _git(world.path, "fsck", "--strict")
 
 
-GOES_ON = Scenario(
-    "a fetch that goes on",
-    with_half_a_pack,
-    [
-        Step("fetch", _fetch, command=True, mixed=True),
-        Step("read", _read_fetched, quiet=True),
-    ],
+GOES_ON, GOES_ON_ON_GIT = (
+    Scenario(
+        f"a fetch that goes on{where}",
+        begin,
+        [
+            Step("fetch", _fetch, command=True, mixed=True),
+            Step("read", _read_fetched, quiet=True),
+        ],
+    )
+    for where, begin in (("", with_half_a_pack), (" on git", with_half_a_pack_on_git))
 )
 
 
@@ -587,6 +602,7 @@ ALL = [
     GIT,
     EXPORT,
     GOES_ON,
+    GOES_ON_ON_GIT,
     LAZY,
     PARK,
     POWER,

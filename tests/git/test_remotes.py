@@ -36,7 +36,7 @@ from heddle.git.pushing import PushRejected, _in_its_words, push
 from heddle.git.transport import OtherIds, RemoteFailed, RemoteNotFound, RemoteUnreachable
 from heddle.objects.incoming import ObjectTooLarge
 
-from .conftest import Git, commit_file, refs, run_git, state
+from .conftest import Git, commit_file, objects, refs, run_git, state
 from .servers import (
     WAYS,
     Middle,
@@ -1062,8 +1062,12 @@ def middle(large: Path) -> Iterator[Middle]:
 
 
 def whole(repo: api.Repository, bare: Path) -> bool:
-    """Whether all that a server has is here, and nothing of a pack is left over."""
+    """Whether all that a server has is here, on git in git, and nothing of a pack is left over."""
     assert repo.fsck(full=True).problems == []
+    if repo.git is not None:
+        assert run_git(repo.path, "fsck", "--strict", "--connectivity-only") == ""
+        assert objects(bare) <= objects(repo.path)
+        assert not list(repo.git.objects.glob("pack/*.keep"))
     assert repo.resolve("origin/main").decode() == run_git(bare, "rev-parse", "main")
     assert not list((repo.heddle_dir / "objects").glob("*incoming*"))
     return True
@@ -1112,50 +1116,90 @@ def test_a_server_that_gives_no_single_objects(middle: Middle, large: Path, tmp_
     repo.close()
 
 
+@pytest.fixture(params=["alone", "on git"])
+def far(request: pytest.FixtureRequest, middle: Middle, tmp_path: Path) -> Iterator[api.Repository]:
+    """A repository that has nothing yet of what is behind the relay; alone, and on a git checkout."""
+    if request.param == "on git":
+        run_git(tmp_path, "init", "-q", "-b", "trunk", "far")
+        commit_file(tmp_path / "far", "own", "own\n")
+    heddle.init(tmp_path / "far").close()
+    repo = heddle.open(tmp_path / "far")
+    remotes.add(repo, "origin", f"{middle.address}/large.git")
+    yield repo
+    repo.close()
+
+
 def test_a_fetch_goes_on_later(
-    mine: api.Repository, middle: Middle, large: Path, monkeypatch: pytest.MonkeyPatch
+    far: api.Repository, middle: Middle, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fetch that failed for good has kept what came, without any name; the next one asks for the rest alone."""
     monkeypatch.setattr(receiving, "PORTION", 5)
-    remotes.remove(mine, "origin")
-    remotes.add(mine, "origin", f"{middle.address}/large.git")
-    before = _names(mine)
+    before = _names(far)
     middle.limits = [400_000, 10]
     with pytest.raises(RemoteFailed):
-        fetch(mine)
+        fetch(far)
 
-    assert before == _names(mine)
-    assert [path.stat().st_size for path in (mine.heddle_dir / "objects").glob("incoming-*")] == [8]
+    assert before == _names(far)
+    assert [path.stat().st_size for path in (far.heddle_dir / "objects").glob("incoming-*")] == [8]
 
     middle.passed = 0
-    assert 2 < fetch(mine).objects < 42
+    assert 2 < fetch(far).objects < 43
     assert middle.passed < 600_000
-    assert whole(mine, large)
+    assert whole(far, large)
 
 
-def test_a_killed_fetch_goes_on(mine: api.Repository, middle: Middle, large: Path) -> None:
-    """Of a fetch that is killed in the middle of a pack the next one keeps the files that came."""
-    remotes.remove(mine, "origin")
-    remotes.add(mine, "origin", f"{middle.address}/large.git")
-    before = _names(mine)
-    middle.stops_after = 400_000
+def _kill_a_fetch(repo: api.Repository, sizes: range) -> None:
+    """Fetch, and kill that when what has come is so many bytes long."""
+    path = receiving.place(repo, remotes.remote(repo, "origin"))
     command = [sys.executable, "-m", "heddle", "fetch"]
-    with subprocess.Popen(command, cwd=mine.path, stderr=subprocess.DEVNULL) as fetching:
-        objects = mine.heddle_dir / "objects"
-        wait_until(
-            lambda: any(path.stat().st_size > 300_000 for path in objects.glob("incoming-*")),
-            "the first part of the pack",
-        )
+    with subprocess.Popen(command, cwd=repo.path, stderr=subprocess.DEVNULL) as fetching:
+        wait_until(lambda: path.exists() and path.stat().st_size in sizes, "a part of the pack")
         fetching.kill()
-    middle.go_on.set()
+
+
+def test_a_killed_fetch_goes_on(far: api.Repository, middle: Middle, large: Path) -> None:
+    """A fetch that is killed, and killed again when it goes on, keeps the files that came."""
+    before = _names(far)
+    for limit, sizes in ((400_000, range(300_000, 400_000)), (2_000, range(8, 9))):
+        middle.go_on.clear()
+        middle.stops_after = limit
+        _kill_a_fetch(far, sizes)
+        middle.go_on.set()
     middle.stops_after = 0
 
-    assert before == _names(mine)
+    assert before == _names(far)
 
     middle.passed = 0
-    assert 2 < fetch(mine).objects < 42
+    assert 2 < fetch(far).objects < 43
     assert middle.passed < 600_000
-    assert whole(mine, large)
+    assert whole(far, large)
+
+
+@pytest.mark.parametrize("far", ["on git"], indirect=True)
+@pytest.mark.parametrize("point", ["gitpack.before-pack", "gitpack.before-index"])
+def test_on_git_files_go_before_what_needs_them(
+    far: api.Repository, middle: Middle, large: Path, point: str
+) -> None:
+    """Killed while git is given the files, git has nothing that it would miss something for; the next one ends it."""
+    assert far.git is not None
+    middle.limits = [400_000, 10]
+    with pytest.raises(RemoteFailed):
+        fetch(far)
+    command = [sys.executable, "-m", "heddle", "fetch"]
+    killed = subprocess.run(command, cwd=far.path, env={**os.environ, "HEDDLE_FAULT": point})
+
+    assert killed.returncode == -9
+    assert "missing" not in run_git(far.path, "fsck", "--connectivity-only")
+
+    middle.passed = 0
+    fetch(far)
+
+    assert middle.passed < 100_000
+    for left in far.git.objects.glob("pack/tmp_pack_*"):
+        left.unlink()
+    for kept in far.git.objects.glob("pack/*.keep"):
+        kept.unlink()
+    assert whole(far, large)
 
 
 def test_killed_before_the_names_move(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
