@@ -6,6 +6,7 @@ command only if it was told to (``transfer.advertiseObjectInfo``), so "it can't 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dulwich.protocol import Protocol
 
 _AT_ONCE = 5_000
+_SIZE = re.compile(rb"[0-9]{1,18}")
+"""A length that a file can have."""
 _DELIMITER = b"0001"
 _FLUSH = b"0000"
 
@@ -99,5 +102,5 @@ def _answer(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
     """Ids and sizes; of an object that the server has not, it says no size."""
     for line in lines:
         words = line.split()
-        if len(words) == 2 and words[1].isdigit() and len(words[0]) in (40, 64):
+        if len(words) == 2 and _SIZE.fullmatch(words[1]) and len(words[0]) in (40, 64):
             yield bytes.fromhex(words[0].decode("ascii")), int(words[1])

@@ -29,6 +29,7 @@ from heddle.objects.pack import PackWriter
 from heddle.objects.packfile import PackFile
 from heddle.objects.packs import PackDirectory
 from heddle.objects.promised import ObjectNotHere, Progress, Promises, Provider
+from heddle.objects.told import ToldSizes
 
 if TYPE_CHECKING:
     from dulwich.object_format import ObjectFormat
@@ -64,7 +65,6 @@ else:
 __all__ = ["ObjectStore", "PackWriter", "Problem"]
 
 _CACHE_BYTES = 4 << 20
-_SIZES_KEPT = 200_000
 _UNLIST = "bring the directory back, or heddle fsck --repair takes its line out"
 _T = TypeVar("_T")
 _KIND, _SIZE = attrgetter("type_num"), attrgetter("raw_size")
@@ -108,7 +108,7 @@ class ObjectStore(_Interface):
         self.hurried_thread: int | None = None
         self._find_provider: Callable[[], Provider] | None = None
         self._provider: Provider | None = None
-        self._told_sizes: dict[bytes, int] = {}
+        self._told_sizes = ToldSizes(self.promises.path / "sizes", self.id_length)
         self._packs = PackDirectory(self.path / "packs", self.id_length)
         self._cache = ContentCache[bytes](_CACHE_BYTES)
         self._lock = threading.Lock()
@@ -245,8 +245,10 @@ class ObjectStore(_Interface):
             return size
         if not self.promises_id(raw_id):
             raise self._explain_miss(raw_id)
-        if raw_id not in self._told_sizes:
-            self.learn_sizes([raw_id])
+        told = self._told_sizes.get(raw_id)
+        if told is not None:
+            return told
+        self.learn_sizes([raw_id])
         told = self._told_sizes.get(raw_id)
         return self.size(raw_id) if told is None else told
 
@@ -460,13 +462,11 @@ class ObjectStore(_Interface):
         The remote is asked for the sizes of all that are not here in one request. Those that it doesn't say are
         fetched.
         """
-        wanted = [each for each in self.absent(object_ids) if each not in self._told_sizes]
+        wanted = self._told_sizes.unknown(self.absent(object_ids))
         if not wanted:
             return
         told = self._provider_for(wanted[0]).sizes(wanted)
-        if len(self._told_sizes) > _SIZES_KEPT:
-            self._told_sizes = {}
-        self._told_sizes |= told
+        self._told_sizes.add(told, self.holds)
         self.fetch([each for each in wanted if each not in told])
 
     def _provider_for(self, raw_id: bytes) -> Provider:

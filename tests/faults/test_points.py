@@ -84,6 +84,7 @@ WITHOUT_POINT = {
     "git._clear": NEVER_SEEN,
     "git._create": NEVER_SEEN,
     "git.write_pack": NEVER_SEEN,
+    "objects._alone": NOT_KEPT,
     "objects._held_by_another": CLAIM,
     "objects._release": CLAIM,
     "objects._take_claim": CLAIM,

@@ -328,6 +328,26 @@ def test_sizes_come_without_contents_where_the_server_can_say_them(
     assert (at / "top/d4/f1").read_text() == text_of(4, 1)
 
 
+def test_sizes_are_asked_for_once_for_all_sessions(
+    mine: api.Repository, middle: Middle, mount: Mount
+) -> None:
+    """A second mount, also of another process later, shows the sizes that the first was told, and asks nothing."""
+
+    def sizes(at: Path) -> list[int]:
+        paths = [at / f"top/d{directory}/f3" for directory in range(DIRECTORIES)]
+        return [path.stat().st_size for path in paths for path in sorted(path.parent.iterdir())]
+
+    first = sizes(mount())
+    asked = middle.connections
+
+    assert asked >= 1 and sizes(mount("second")) == first
+    mine.unmount()
+    middle.stop()
+
+    assert sizes(mount("third")) == first
+    assert (asked, 0) == (middle.connections, blobs_here(mine))
+
+
 def test_sizes_bring_the_directory_where_the_server_can_not_say_them(
     mine: api.Repository, middle: Middle, mount: Mount
 ) -> None:
