@@ -7,7 +7,7 @@ is local; and the timeout of each. The conversation is dulwich's, and what it me
 from __future__ import annotations
 
 import os
-import shlex
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -168,10 +168,15 @@ def over_ssh(
     def dial(service: str, path: bytes) -> Line:
         if path.startswith(b"/~"):
             path = path[1:]
-        remote = f"git-{service} {shlex.quote(os.fsdecode(path))}"
+        remote = f"git-{service} {_quoted(os.fsdecode(path))}"
         return _run([*program, *options, where, remote], service, environment, timeout_s, hint)
 
     return dial
+
+
+def _quoted(path: str) -> str:
+    """A path for a shell there, as git quotes it, always: git-shell(1) takes no other spelling."""
+    return "'" + re.sub("['!]", lambda found: f"'\\{found[0]}'", path) + "'"
 
 
 def to_local_git(environment: Mapping[str, str], timeout_s: float, here: Path) -> Dial:

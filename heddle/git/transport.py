@@ -38,6 +38,13 @@ _T = TypeVar("_T")
 DEFAULT_TIMEOUT = "30"
 """Seconds that a server may be silent, where ``fetch.timeout`` does not say it."""
 _SCHEMES = ("https", "http", "ssh", "git", "file", "git+ssh", "ssh+git")
+_SSH = ("ssh", "git+ssh", "ssh+git")
+_HOST = re.compile(
+    r"(?:(?P<user>[^\[]*)@)?(?:\[(?P<inside>[^\]]*)\]|(?P<host>[^\[:]*))(?::(?P<port>\d*))?"
+)
+_SHORT = re.compile(r"((?:[^\[:]*@)?(?:\[[^\]]*\]|[^\[:]*)):(.*)", re.DOTALL)
+_HELPER = re.compile(r"[A-Za-z0-9+.-]*::")
+"""What git runs a program of that name for (gitremote-helpers(7))."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _UNPACK = re.compile(r"(?:b')?unpack (.*?)'?$")
 _PERCENT = re.compile(rb": +\d+(%|, done\.$|$)")
@@ -154,7 +161,7 @@ def _client(
 
     from heddle.git import connection, http
 
-    if address.startswith("-") or "::" in address.split("/", 1)[0]:
+    if address.startswith("-") or _HELPER.match(address):
         raise UsageError(f"{address!r} can't be the address of a remote")
     scheme, has_scheme, _ = address.partition("://")
     if has_scheme and _SCHEME.fullmatch(scheme) and scheme.lower() not in _SCHEMES:
@@ -163,6 +170,11 @@ def _client(
     environment = repo.environment
     if is_path(address) and not (repo.path / address).is_file():  # a file may be a bundle
         return _local(repo, silence_s), address
+    if scheme.lower() in _SSH if has_scheme else not is_path(address):
+        command = _get(config, b"core", b"sshCommand")
+        user, host, port, path = ssh_place(address)
+        dial = connection.over_ssh(host, port, user, environment, command, silence_s)
+        return connection.Conversation(dial), path
     pool = None
     if scheme.lower() in ("http", "https"):
         try:
@@ -176,15 +188,8 @@ def _client(
         path = _path_in(address)
     if isinstance(client, clients.LocalGitClient | clients.SubprocessGitClient):
         return _local(repo, silence_s), path
-    if isinstance(client, clients.SSHGitClient):
-        # This is also what dulwich makes of an address that does not parse.
-        if has_scheme and "ssh" not in scheme:
-            raise UsageError(f"{address!r} can't be the address of a remote")
-        command = _get(config, b"core", b"sshCommand")
-        dial = connection.over_ssh(
-            client.host, client.port, client.username, environment, command, silence_s
-        )
-        return connection.Conversation(dial), path
+    if isinstance(client, clients.SSHGitClient):  # what dulwich makes of what it can't read
+        raise UsageError(f"{address!r} can't be the address of a remote")
     if isinstance(client, clients.TCPGitClient) and client._proxy_command is None:
         dial = connection.over_tcp(client._host, client._port, silence_s)
         return connection.Conversation(dial), path
@@ -211,6 +216,35 @@ def is_path(address: str) -> bool:
     """Whether git takes an address for a path here: a colon comes behind a slash or not at all (git-clone(1))."""
     slash = address.find("/")
     return ":" not in (address if slash < 0 else address[:slash])
+
+
+def ssh_place(address: str) -> tuple[str | None, str, int | None, str]:
+    """User, host, port and path of an address for ssh (git-clone(1), GIT URLS).
+
+    What git takes an address in brackets for is in them: ``[::1]:path``, and ``[host:port]:path``.
+
+    Raises:
+        UsageError: it can't be one.
+    """
+    if "://" in address:
+        where, has_path, _ = address.partition("://")[2].partition("/")
+        where = os.fsdecode(unquote_to_bytes(os.fsencode(where)))
+        path = _path_in(address) if has_path else ""
+    else:
+        found = _SHORT.fullmatch(address)
+        where, path = (found[1], found[2]) if found else ("", "")
+    found = _HOST.fullmatch(where)
+    if found is None or not path:
+        raise UsageError(f"{address!r} can't be the address of a remote")
+    user, host, port = found["user"], found["host"], found["port"]
+    if host is None:
+        before, at, host = found["inside"].rpartition("@")
+        user = before if at else user
+        if not port and re.fullmatch(r"[^:]*:\d+", host):
+            host, _, port = host.partition(":")
+    if not host or int(port or 0) > 65535:
+        raise UsageError(f"{address!r} can't be the address of a remote")
+    return user, host, int(port) if port else None, path
 
 
 def _path_in(address: str) -> str:
@@ -301,16 +335,20 @@ def _ask_git(repo: Repository, verb: str, text: str) -> str:
 # errors
 
 
+def shown(url: str) -> str:
+    """An address without a password."""
+    return re.sub(r"(://)[^/@]*@", r"\1", url)
+
+
 @contextmanager
 def talking_to(url: str) -> Iterator[None]:
     """Turn what dulwich and the network raise in the block into heddle's errors; they name the address."""
-    shown = re.sub(r"(://)[^/@]*@", r"\1", url)  # without a password
     try:
         yield
     except HeddleError:
         raise
     except Exception as error:
-        problem = _as_error(shown, error)
+        problem = _as_error(shown(url), error)
         if problem is None:
             raise
         raise problem from error
