@@ -36,18 +36,24 @@ def push(
     A state is a git commit: what arrives has the same ids.
     """
     from heddle.git import pushing
+    from heddle.git.transport import shown
 
     repo = repository()
     with output.progress("pushing") as progress:
         pushed = pushing.push(
             repo, remote, threads or (), markers=markers, force=force, progress=progress
         )
-    lines = [ref_line(each) for each in pushed.refs]
+    lines = [
+        f"{printable(shown(to.url))}: {ref_line(each)}" if len(pushed.to) > 1 else ref_line(each)
+        for to in pushed.to
+        for each in to.refs
+    ]
     name = printable(pushed.remote.name)
     output.answer(
         {
             "remote": pushed.remote.name,
             "url": pushed.remote.push_url,
+            "urls": list(pushed.remote.push_urls),
             "refs": [ref_record(each) for each in pushed.refs],
         },
         "\n".join(lines) or f"{name} has everything already",

@@ -37,7 +37,8 @@ def list_() -> None:
         return
     width = max((len(each.name) for each in found), default=0)
     for each in found:
-        also = "" if each.push_url == each.url else f" (push: {printable(each.push_url)})"
+        pushed = ", ".join(map(printable, each.push_urls))
+        also = "" if each.push_urls == (each.url,) else f" (push: {pushed})"
         name = output.style(printable(each.name).ljust(width), "bold")
         output.say(f"{name} {printable(each.url)}{also}")
 
@@ -56,7 +57,7 @@ def add(
 
 @app.command("remove", cls=Verb, epilog="heddle remote remove origin")
 def remove(name: Name) -> None:
-    """Forget a remote and where its branches were; nothing else goes."""
+    """Forget a remote, where its branches were, and that branches follow it; nothing else goes."""
     from heddle.git import remotes
 
     repo = repository()
@@ -66,4 +67,9 @@ def remove(name: Name) -> None:
 
 
 def _record(remote: Remote) -> dict[str, object]:
-    return {"name": remote.name, "url": remote.url, "push_url": remote.push_url}
+    return {
+        "name": remote.name,
+        "url": remote.url,
+        "push_url": remote.push_url,
+        "push_urls": list(remote.push_urls),
+    }

@@ -146,7 +146,7 @@ def _made(
     """The repository, with its remote; one that is there already goes on."""
     repo = repo_class.init(path, object_format=object_format)
     repo.environment = environment
-    if not remotes.remotes(repo):
+    if not any(each.is_own for each in remotes.remotes(repo)):
         remotes.add(repo, "origin", url, lazy=lazy)
     return repo
 

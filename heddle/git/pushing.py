@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from heddle.errors import DataError
+from heddle.errors import DataError, HeddleError
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
@@ -18,7 +18,7 @@ from heddle.git.pack import pack_pieces
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
 from heddle.git.sending import Refs, Request, send, to_send
-from heddle.git.transport import is_progress, sideband, talk
+from heddle.git.transport import is_progress, shown, sideband, talk
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -37,11 +37,24 @@ class PushRejected(DataError):
 
 
 @dataclass(frozen=True, slots=True)
+class PushedTo:
+    """What moved at one address of a remote."""
+
+    url: str
+    refs: list[RefChange]
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed:
-    """What a push did: to where, and the refs that moved there."""
+    """What a push did: to where, and the refs that moved at each address."""
 
     remote: Remote
-    refs: list[RefChange]
+    to: list[PushedTo]
+
+    @property
+    def refs(self) -> list[RefChange]:
+        """The refs that moved anywhere, each once."""
+        return list({each.ref: each for to in reversed(self.to) for each in to.refs}.values())
 
 
 def push(
@@ -53,7 +66,7 @@ def push(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Send threads to a remote as branches, and markers as tags.
+    """Send threads to a remote as branches, and markers as tags; to each of its addresses, also if one fails.
 
     Args:
         name: a remote.
@@ -69,6 +82,39 @@ def push(
     """
     remote = remotes.remote(repo, name)
     wanted = _wanted(repo, threads or [repo.current_thread], markers)
+    done, failed = list[PushedTo](), list[tuple[str, HeddleError]]()
+    for url in remote.push_urls:
+        try:
+            done.append(PushedTo(url, _push_to(repo, remote, url, wanted, force, progress)))
+        except HeddleError as error:
+            failed.append((url, error))
+    if failed:
+        raise _failure(remote, failed, done)
+    return Pushed(remote, done)
+
+
+def _failure(
+    remote: Remote, failed: Sequence[tuple[str, HeddleError]], done: Sequence[PushedTo]
+) -> HeddleError:
+    """The first error; where there are several addresses, it says what came of each."""
+    error = failed[0][1]
+    if len(remote.push_urls) == 1:
+        return error
+    said = [f"{shown(url)}: {each.message}" for url, each in failed]
+    said += [f"{shown(each.url)} has it" for each in done]
+    return type(error)("; ".join(said), hint=error.hint)
+
+
+def _push_to(
+    repo: Repository,
+    remote: Remote,
+    url: str,
+    wanted: Mapping[bytes, bytes],
+    force: bool,
+    progress: Progress | None,
+) -> list[RefChange]:
+    """Push to one address; raises as `push`."""
+    name = remote.name
     changes: list[RefChange] = []
     words: list[bytes] = []
     report = sideband(progress)
@@ -89,7 +135,7 @@ def push(
     request = Request(name, repo.object_format, choose, pack, hear)
     result = talk(
         repo,
-        remote.push_url,
+        url,
         lambda client, path: send(client, path, request),
         push_instead=not remote.pushes_apart,
     )
@@ -103,7 +149,7 @@ def push(
             f"{name} refused {said}{taken}{_in_its_words(words)}",
             hint=f"heddle pull {name}, or ask who runs the server",
         )
-    return Pushed(remote, changes)
+    return changes
 
 
 def _in_its_words(words: Iterable[bytes]) -> str:

@@ -2,13 +2,14 @@
 
 Owns the ``[remote "…"]`` sections of one file: git's own configuration in a repository on git, so that both tools
 know the same remotes, else ``.heddle/remotes`` in the same format (git-config(1)). Everything else in the file,
-comments included, stays as it is.
+comments included, stays as it is, but for branches that follow a remote which is removed. Those of the user's own git
+configuration are read as well, and never written.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,20 +33,27 @@ class Remote:
 
     Attributes:
         url: where it is fetched from.
-        push_url: where pushes go, which is mostly the same.
+        push_urls: where pushes go, all of them; mostly the same.
         pushes_apart: that is said of pushes alone, and so git's ``url.<base>.pushInsteadOf`` does not hold for it.
         promisor: it has promised the blobs that are not here (git-config(1), remote.<name>.promisor).
         patterns: which branches are fetched, as ``refs/heads/*``; ``^`` before those that are not.
         tag_option: ``--tags`` or ``--no-tags``; else see ``follows_tags``.
+        is_own: the repository says so, and not the user's git configuration alone.
     """
 
     name: str
     url: str
-    push_url: str
+    push_urls: tuple[str, ...]
     promisor: bool = False
     patterns: tuple[str, ...] = (_ALL,)
     tag_option: str = ""
     pushes_apart: bool = False
+    is_own: bool = True
+
+    @property
+    def push_url(self) -> str:
+        """Where pushes go first."""
+        return self.push_urls[0]
 
     @property
     def follows_tags(self) -> bool:
@@ -66,49 +74,77 @@ def _matches(pattern: str, ref: str) -> bool:
 
 
 def remotes(repo: Repository) -> list[Remote]:
-    """All remotes by name.
+    """All remotes by name: the repository's, and what the user's own git configuration adds.
 
     Raises:
-        DataError: the file does not parse.
+        DataError: the repository's file does not parse.
+        ConfigError: the user's doesn't.
     """
+    found: dict[bytes, list[ConfigFile]] = {}
+    own, users = _own(repo), _of_the_user(repo.environment)
+    for config in [
+        *users,
+        *([own] if own else []),
+    ]:  # in git's order; what comes later is said on top
+        for section in config.sections():
+            if (
+                len(section) == 2
+                and section[0].lower() == b"remote"
+                and config.has_section(section)
+            ):
+                found.setdefault(section[1], []).append(config)
+    all_remotes = (_remote(name, said, own) for name, said in found.items())
+    return sorted((each for each in all_remotes if each is not None), key=lambda each: each.name)
+
+
+def _own(repo: Repository) -> ConfigFile | None:
     from dulwich.config import ConfigFile
 
     path = _file(repo)
     try:
-        config = ConfigFile.from_path(path)
+        return ConfigFile.from_path(path)
     except FileNotFoundError:
-        return []
+        return None
     except ValueError as error:
         raise DataError(f"{path} can't be read: {error}", hint="edit the file") from error
-    found = []
-    for section in config.sections():
-        if len(section) != 2 or section[0].lower() != b"remote" or not config.has_section(section):
-            continue
-        urls = _values(config, section, b"url")
-        if not urls:
-            continue
-        push_urls = _values(config, section, b"pushurl")
-        patterns = [each.lstrip("+").split(":")[0] for each in _values(config, section, b"fetch")]
-        patterns = [each for each in patterns if each.lstrip("^").startswith("refs/heads/")]
-        if all(each[0] == "^" for each in patterns):
-            patterns.append(_ALL)
-        options = _values(config, section, b"tagOpt")
-        found.append(
-            Remote(
-                section[1].decode(errors="surrogateescape"),
-                urls[0],
-                (push_urls or urls)[0],
-                bool(config.get_boolean(section, b"promisor", False)),
-                tuple(patterns),
-                options[-1] if options else "",
-                bool(push_urls),
-            )
-        )
-    return sorted(found, key=lambda remote: remote.name)
+
+
+def _of_the_user(environment: Mapping[str, str]) -> list[ConfigFile]:
+    paths = reversed(list(gitconfig.user_files(environment)))
+    read = [gitconfig.read(path) for path in paths if gitconfig.may_hold(path, b"remote")]
+    return [config for config in read if config is not None]
+
+
+def _remote(name: bytes, said: Sequence[ConfigFile], own: ConfigFile | None) -> Remote | None:
+    """A remote of which some files say something; None if none of them says where it is."""
+
+    def values(key: bytes) -> list[str]:
+        return [each for config in said for each in _values(config, (b"remote", name), key)]
+
+    urls = values(b"url")
+    if not urls:
+        return None
+    push_urls = values(b"pushurl")
+    patterns = [each.lstrip("+").split(":")[0] for each in values(b"fetch")]
+    patterns = [each for each in patterns if each.lstrip("^").startswith("refs/heads/")]
+    if all(each[0] == "^" for each in patterns):
+        patterns.append(_ALL)
+    said_last = (each.get_boolean((b"remote", name), b"promisor") for each in reversed(said))
+    promises = next((each for each in said_last if each is not None), False)
+    return Remote(
+        name.decode(errors="surrogateescape"),
+        urls[0],
+        tuple(push_urls or urls),
+        promises,
+        tuple(patterns),
+        (values(b"tagOpt") or [""])[-1],
+        bool(push_urls),
+        own in said,
+    )
 
 
 def _values(config: ConfigFile, section: tuple[bytes, ...], key: bytes) -> list[str]:
-    """All values of a setting; of a remote's addresses git takes the first."""
+    """All values of a setting; of a remote's addresses git fetches from the first and pushes to all."""
     try:
         found = list(config.get_multivar(section, key))
     except KeyError:
@@ -143,7 +179,7 @@ def add(repo: Repository, name: str, url: str, *, lazy: bool = False) -> Remote:
         raise UsageError(f"{name!r} can't name a remote", hint="letters, digits, '-', '_', '.'")
     if not url or url.startswith("-") or any(ord(char) < 32 for char in url):
         raise UsageError(f"{url!r} can't be the address of a remote")
-    if any(each.name == name for each in remotes(repo)):
+    if any(each.name == name and each.is_own for each in remotes(repo)):
         raise DataError(f"remote '{name}' exists", hint=f"heddle remote remove {name}")
     promised = bool(repo.store.promises) and not any(each.promisor for each in remotes(repo))
     lazy = lazy or promised  # somebody has to bring what a lazy clone was promised
@@ -153,17 +189,21 @@ def add(repo: Repository, name: str, url: str, *, lazy: bool = False) -> Remote:
     if lazy:
         section += "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
     _edit(_file(repo), lambda text: _ended(text) + section.encode(errors="surrogateescape"))
-    return Remote(name, url, url, lazy)
+    return Remote(name, url, (url,), lazy)
 
 
 def remove(repo: Repository, name: str) -> None:
-    """Forget a remote and its tracking branches; threads, markers and objects stay.
+    """Forget a remote, its tracking branches, and that branches follow it; threads, markers and objects stay.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it stands in the user's own git configuration.
         Busy: git has its configuration locked.
     """
-    remote(repo, name)
+    if not remote(repo, name).is_own:
+        raise DataError(
+            f"remote '{name}' stands in your own git configuration",
+            hint=f"git config --global --remove-section remote.{name}",
+        )
     _edit(_file(repo), lambda text: _without(text, name.encode()))
     prefix = f"refs/remotes/{name}/".encode()
     if repo.git is None:
@@ -191,12 +231,43 @@ def _ended(text: bytes) -> bytes:
 
 
 def _without(text: bytes, name: bytes) -> bytes:
-    """The text without the sections of one remote."""
-    quoted = re.escape(name.replace(b"\\", b"\\\\").replace(b'"', b'\\"'))
-    kept, inside = [], False
+    """The text without the sections of one remote, and without what makes branches follow it."""
+    kept = []
+    for section in _sections(text):
+        found = _HEADER.match(section[0])
+        kind, called = (found[1].lower(), found[2]) if found else (b"", b"")
+        if kind == b"remote" and _unquoted(called) == name:
+            continue
+        lines = _unfollowed(section, name) if kind == b"branch" else section
+        if len(lines) > 1 or lines == section:
+            kept += lines
+    return b"".join(kept)
+
+
+_HEADER = re.compile(rb'\s*\[\s*([A-Za-z0-9-]+)\s+"((?:[^"\\]|\\.)*)"\s*\]')
+_SETTING = re.compile(
+    rb"""\s*(remote|merge|pushremote)\s*=\s*("?)(.*?)\2\s*([#;].*)?$""", re.IGNORECASE
+)
+
+
+def _sections(text: bytes) -> list[list[bytes]]:
+    """The lines of each section, with its header first; first what stands before them."""
+    sections: list[list[bytes]] = [[]]
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith(b"["):
-            inside = re.match(rb'\s*\[(?i:remote)\s+"%s"\]' % quoted, line) is not None
-        if not inside:
-            kept.append(line)
-    return b"".join(kept)
+            sections.append([])
+        sections[-1].append(line)
+    return [each for each in sections if each]
+
+
+def _unfollowed(section: list[bytes], name: bytes) -> list[bytes]:
+    """The lines of a branch's section without those by which it follows a remote or is pushed there."""
+    said = [_SETTING.match(line.rstrip(b"\n")) for line in section]
+    named = {each[1].lower() for each in said if each and _unquoted(each[3]) == name}
+    gone = named & {b"pushremote"} | ({b"remote", b"merge"} if b"remote" in named else set())
+    pairs = zip(section, said, strict=True)
+    return [line for line, each in pairs if not each or each[1].lower() not in gone]
+
+
+def _unquoted(text: bytes) -> bytes:
+    return re.sub(rb"\\(.)", rb"\1", text)

@@ -159,6 +159,42 @@ def test_ssh_is_spoken_through_the_ssh_command(
     assert new == run_git(bare, "rev-parse", "main")
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["host:path", "u@host:~x/p", "[host:2222]:path", "[::1]:path", "u@[::1]:/p", "[u@host:22]:p"]
+    + ["[::1:22]:p", "[host:x]:p", "h:p:q", "u@h:[x]:y", "ssh://[::1]:22/p", "ssh://u@[::1]/p"]
+    + ["ssh://host:99/~u/p", "ssh://u%40x@host/a%20b", "ssh://host:/p", "git+ssh://[u@host:22]/p"]
+    + ["host:it's a !path"],
+)
+def test_an_ssh_address_is_read_as_git_reads_it(
+    address: str, mine: api.Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without brackets: ssh is asked by heddle for just what git asks it for."""
+    ssh, said = tmp_path / "ssh", tmp_path / "said"
+    ssh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>{said}\nexit 1\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH", str(ssh))
+    monkeypatch.setenv("GIT_SSH_VARIANT", "ssh")
+    run_git(tmp_path, "ls-remote", address, code=128)
+    gits = said.read_text()
+    said.unlink()
+    remotes.add(mine, "far", address)
+    with pytest.raises(HeddleError):
+        fetch(mine, "far")
+
+    assert gits == said.read_text()
+
+
+@pytest.mark.parametrize("address", ["ssh://host", "[host:22:p", "[]:p", "ssh://[::1]:99999/p"])
+def test_what_is_no_ssh_address(address: str, mine: api.Repository) -> None:
+    """What git would not know where to go with is said to be no address."""
+    remotes.add(mine, "far", address)
+    with pytest.raises(UsageError) as caught:
+        fetch(mine, "far")
+
+    assert caught.value.exit_code == 64
+
+
 def test_ssh_is_gits(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a real sshd with its own keys: clone, lazy clone, push, by each way that git has to name the program."""
     with sshd(tmp_path / "sshd") as (host, command):
@@ -393,6 +429,96 @@ def test_where_a_push_goes(repo: api.Repository, bare: Path, git: Git) -> None:
     new = capture(repo, "f", "2")
     push(repo)
     assert new == run_git(bare, "rev-parse", "main")
+
+
+def test_a_push_goes_to_all_addresses(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
+    """To each ``pushurl``, also if one fails: the error is that one's, names it, and says who has what was sent."""
+    second = bare_copy(bare, tmp_path / "second.git")
+    lines = f"\tpushurl = {tmp_path}/nowhere.git\n\tpushurl = {bare}\n\tpushurl = {second}\n"
+    path = mine.heddle_dir / "remotes"
+    path.write_text(path.read_text() + lines)
+    new = capture(mine, "f", "1")
+
+    with pytest.raises(RemoteNotFound) as caught:
+        push(mine)
+
+    assert caught.value.exit_code == 65
+    assert f"{tmp_path}/nowhere.git: there is no" in caught.value.message
+    assert f"{bare} has it; {second} has it" in caught.value.message
+    for at in (bare, second):
+        assert new == run_git(at, "rev-parse", "main")
+    assert new == mine.resolve("origin/main").decode()
+
+    bare_copy(bare, tmp_path / "nowhere.git")
+    new = capture(mine, "f", "2")
+    pushed = push(mine)
+
+    assert [each.refs for each in pushed.to] == [pushed.refs] * 3
+    assert new == run_git(tmp_path / "nowhere.git", "rev-parse", "main")
+
+
+def test_a_remote_with_two_addresses(
+    repo: api.Repository, bare: Path, git: Git, tmp_path: Path
+) -> None:
+    """Without addresses for pushes alone, all are pushed to, and the first is fetched from; as git does it."""
+    second = bare_copy(bare, tmp_path / "second.git")
+    git("remote", "add", "origin", bare)
+    git("remote", "set-url", "--add", "origin", second)
+    others_push(bare, tmp_path)
+    fetch(repo)
+    repo.threads.create("new", repo.resolve("origin/main"))
+    push(repo, "origin", ["new"])
+
+    assert run_git(bare, "rev-parse", "new") == run_git(second, "rev-parse", "new")
+
+
+@pytest.mark.parametrize("on_git", [True, False])
+def test_remotes_of_the_user(
+    checkout: Path, bare: Path, git: Git, tmp_path: Path, on_git: bool
+) -> None:
+    """What stands in the user's git configuration is a remote, on top of which the repository says more."""
+    if not on_git:
+        (tmp_path / "alone").mkdir()
+    repo = heddle.init(checkout if on_git else tmp_path / "alone")
+    run_git(tmp_path, "config", "--global", "remote.team.url", bare)
+    theirs = run_git(bare, "rev-parse", "main")
+
+    assert [(each.name, each.is_own) for each in remotes.remotes(repo)] == [("team", False)]
+    assert {each.ref for each in fetch(repo, "team").refs} >= {"refs/remotes/team/main"}
+    assert theirs == repo.resolve("team/main").decode()
+    with pytest.raises(DataError, match="your own git configuration") as caught:
+        remotes.remove(repo, "team")
+    run_git(tmp_path, *str(caught.value.hint).split()[1:])
+    assert remotes.remotes(repo) == []
+
+    run_git(tmp_path, "config", "--global", "remote.team.pushurl", "/elsewhere.git")
+    remotes.add(repo, "team", str(bare))
+    found = remotes.remote(repo, "team")
+    assert (found.url, found.push_urls, found.is_own) == (str(bare), ("/elsewhere.git",), True)
+    repo.close()
+
+
+def test_a_removed_remote_is_followed_by_no_branch(
+    repo: api.Repository, git: Git, tmp_path: Path
+) -> None:
+    """What a remote's removal leaves of git's configuration is what git leaves of it."""
+    config = tmp_path / "work/.git/config"
+    config.write_text(
+        config.read_text()
+        + '[branch "main"]\n\tremote = origin # where\n\tmerge = refs/heads/main\n\trebase = true\n'
+        '[branch "a\\"b"]\n\tremote = "origin"\n\tmerge = refs/heads/a\n'
+        '[branch "other"]\n\tremote = up\n\tmerge = refs/heads/x\n\tpushRemote = origin\n'
+        '; a word\n[remote "up"]\n\turl = /up\n'
+        '[remote "origin"]\n\turl = /origin\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n'
+    )
+    before = config.read_bytes()
+    git("remote", "remove", "origin")
+    gits = git("config", "--list", "--local")
+    config.write_bytes(before)
+    remotes.remove(repo, "origin")
+
+    assert gits == git("config", "--list", "--local")
+    assert "; a word" in config.read_text()
 
 
 def test_a_prefix_for_pushes_goes_before_a_longer_one(
