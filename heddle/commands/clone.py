@@ -47,14 +47,14 @@ def clone(
         repo, fetched = cloning.clone(
             api.Repository, url, where, environment=os.environ, lazy=lazy, progress=progress
         )
-    if lazy and not repo.store.promises:
+    if lazy and fetched.objects and not repo.store.promises:
         output.note("note: this server leaves nothing out; all files were fetched")
     state = repo.threads.get(repo.head).state
     output.answer(
         {"path": str(repo.path), "thread": repo.head, "state": views.hex_id(state)}
         | fetch.record(fetched),
         f"cloned into {printable(str(repo.path))}, on thread {printable(repo.head)}"
-        f" at {views.short(state)}",
+        + (f" at {views.short(state)}" if state else ", which has no state yet"),
     )
     repo.close()
 

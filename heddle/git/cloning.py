@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,12 +175,14 @@ def _start(repo: Repository, fetched: Fetched, *, check_out: bool) -> None:
     prefix = "refs/remotes/origin/"
     refs = (ref.decode(errors="surrogateescape") for ref in repo.database.refs())
     branches = [ref.removeprefix(prefix) for ref in refs if ref.startswith(prefix)]
-    wanted = [fetched.default or "main", "main", "master", *branches]
-    name = next((each for each in wanted if each in branches and _can_be_thread(each)), None)
+    name = _first_thread(fetched.default, branches)
     if name is None:
         return
     row = repo.database.thread(name)
-    if row is None or row.state is None:
+    if name not in branches:
+        if row is None:
+            repo.threads.create(name, on_head=True)
+    elif row is None or row.state is None:
         moves = [Move("thread", name, None, tracked(repo, "origin", name))]
         message = f"from {fetched.remote.url}"
         repo.database.move_names(moves, kind="clone", message=message, head=name)
@@ -192,6 +194,14 @@ def _start(repo: Repository, fetched: Fetched, *, check_out: bool) -> None:
         from heddle.repo.switch import switch
 
         switch(repo, name)
+
+
+def _first_thread(default: str | None, branches: Sequence[str]) -> str | None:
+    """The thread to begin on: the server's default branch, also if it has no commit yet; None: there is none."""
+    if default is not None and default not in branches and _can_be_thread(default):
+        return default
+    wanted = [default or "main", "main", "master", *branches]
+    return next((each for each in wanted if each in branches and _can_be_thread(each)), None)
 
 
 def _can_be_thread(name: str) -> bool:

@@ -806,15 +806,37 @@ def test_a_clone_that_goes_on_takes_nothing_away(
         assert (place / "mine").read_text() == "my work\n"
 
 
-def test_cloning_nothing(tmp_path: Path, nothing_left: None) -> None:
-    """An empty repository is cloned: no state yet, and a push makes its first branch."""
-    run_git(tmp_path, "init", "-q", "--bare", "-b", "main", "empty.git")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["sha1", "sha256"])
+def test_cloning_nothing(way: str, form: str, tmp_path: Path, nothing_left: None) -> None:
+    """An empty repository is cloned onto its default branch, and the first push makes that: git clones it."""
+    empty = tmp_path / "served" / "empty.git"
+    run_git(tmp_path, "init", "-q", "--bare", "-b", "trunk", f"--object-format={form}", empty)
+    run_git(empty, "config", "http.receivepack", "true")
+    with served_over(way, empty) as address:
+        repo = cloned(address, tmp_path / "mine")
 
-    repo = cloned(str(tmp_path / "empty.git"), tmp_path / "mine")
-    new = capture(repo, "f", "1")
-    push(repo)
+        assert ([each.name for each in repo.threads], repo.head) == (["trunk"], "trunk")
+        assert state(repo, "trunk") == ""
 
-    assert new == run_git(tmp_path / "empty.git", "rev-parse", "main")
+        new = capture(repo, "f", "1")
+        push(repo)
+        repo.close()
+
+    assert (new, form) == (run_git(empty, "rev-parse", "HEAD"), repo.object_format)
+    run_git(tmp_path, "clone", "-q", empty, "stock")
+    assert (tmp_path / "stock/f").read_text() == "1"
+
+
+def test_a_server_whose_default_branch_is_not_there(bare: Path, tmp_path: Path) -> None:
+    """Where the server's HEAD is on a branch without a commit, a clone begins there; its other branches are known."""
+    run_git(bare, "symbolic-ref", "HEAD", "refs/heads/next")
+    repo = cloned(str(bare), tmp_path / "mine")
+
+    assert (repo.head, state(repo, "next")) == ("next", "")
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == [".heddle"]
+    assert repo.resolve("origin/main").decode() == run_git(bare, "rev-parse", "main")
+    repo.close()
 
 
 @pytest.mark.parametrize("url", ["-oProxyCommand=x", "ext::sh -c date", ""])
