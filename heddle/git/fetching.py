@@ -14,7 +14,7 @@ import subprocess
 from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from heddle import faults
@@ -134,14 +134,33 @@ def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None =
     if remote.promisor:
         target.mend_promises()
     with incoming(repo, remote) as pack:
-        while True:
-            try:
-                return _fetch_once(target, pack, progress)
-            except _CantGoOn:
-                pack.give_up()
-            except (RemoteFailed, RemoteUnreachable):
-                if not pack.keep_blobs():
-                    raise
+        fetched = _fetched(target, pack, progress)
+        if not target.lacks_tags():
+            return fetched
+        # Tags of commits that have just come: what they are at could not be told before.
+        return _together(fetched, _fetched(target, pack, progress))
+
+
+def _fetched(target: _Target, pack: Incoming, progress: Progress | None) -> Fetched:
+    """Fetch, as often as it breaks off and brings anything new."""
+    while True:
+        try:
+            return _fetch_once(target, pack, progress)
+        except _CantGoOn:
+            pack.give_up()
+        except (RemoteFailed, RemoteUnreachable):
+            if not pack.keep_blobs():
+                raise
+
+
+def _together(first: Fetched, second: Fetched) -> Fetched:
+    """Two fetches, one right after the other, as one."""
+    moved = {each.ref: each for each in first.refs}
+    for each in second.refs:
+        before = moved.get(each.ref)
+        moved[each.ref] = RefChange(each.ref, before.old, each.new) if before else each
+    objects, pruned = first.objects + second.objects, first.pruned + second.pruned
+    return replace(second, refs=list(moved.values()), objects=objects, pruned=pruned)
 
 
 def _fetch_once(target: _Target, pack: Incoming, progress: Progress | None) -> Fetched:
@@ -238,6 +257,7 @@ class _Target:
         self._git = GitRefs(repo.git) if repo.git is not None else None
         self._store = repo.store
         self._max_bytes = max_object_bytes(repo)
+        self._tags: dict[bytes, Any] = {}
         self._followed = frozenset[bytes]()
         self.haves = Haves(repo)
 
@@ -255,10 +275,15 @@ class _Target:
             refs: all that a server offers, with what its annotated tags are at (``^{}``, gitprotocol-pack(5)).
         """
         tips = {id for ref, id in refs.items() if ref.startswith(HEADS) and self._takes(ref)}
-        tags = {ref: refs.get(ref + b"^{}", id) for ref, id in refs.items() if ref.startswith(TAGS)}
+        tags = {ref: id for ref, id in refs.items() if ref.startswith(TAGS) and ref[-3:] != b"^{}"}
+        self._tags = {ref: refs.get(ref + b"^{}", id) for ref, id in tags.items()}
         self._followed = frozenset(
-            ref for ref, id in tags.items() if id in tips or id in self._store
+            ref for ref, id in self._tags.items() if id in tips or id in self._store
         )
+
+    def lacks_tags(self) -> bool:
+        """Whether tags did not come along that are at what is here now."""
+        return any(id in self._store for ref, id in self._tags.items() if ref not in self._followed)
 
     def wants(self, refs: Mapping[Any, Any], depth: int | None = None) -> list[Any]:
         """The ids to ask for, of all that a server offers; raises OtherIds before anything is asked for."""

@@ -362,7 +362,7 @@ def test_a_fetch_brings_what_git_would(bare: Path, git: Git, tmp_path: Path) -> 
 def test_tags_come_with_what_they_are_at(
     url: str, bare: Path, checkout: Path, git: Git, tmp_path: Path, on_git: bool
 ) -> None:
-    """Where git fetches one branch, tags of both kinds at what comes, and at what is here, come at once; no others."""
+    """Where git fetches one branch, tags at all that comes, and at what is here, come at once, of both kinds."""
     if on_git:
         git("clone", "-q", "--single-branch", "--no-tags", url, tmp_path / "mine")
         git("config", "--unset", "remote.origin.tagOpt", at=tmp_path / "mine")
@@ -373,6 +373,9 @@ def test_tags_come_with_what_they_are_at(
         known = repo.heddle_dir / "remotes"
         known.write_text(known.read_text().replace("/*", "/main"))
     git("tag", "-a", "-m", "Old", "annotated-old", "main~1")
+    commit_file(checkout, "e.txt", "between\n")
+    git("tag", "between")
+    git("tag", "-a", "-m", "Between", "annotated-between")
     theirs = commit_file(checkout, "e.txt", "e\n")
     git("tag", "new")
     git("tag", "-a", "-m", "New", "annotated-new")
@@ -384,7 +387,7 @@ def test_tags_come_with_what_they_are_at(
 
     fetched = {each.ref: each.new.decode() for each in fetch(repo).refs}
 
-    new = ["annotated-new", "annotated-old", "new", "twice"]
+    new = ["annotated-between", "annotated-new", "annotated-old", "between", "new", "twice"]
     expected = {f"refs/tags/{name}": git("rev-parse", name) for name in new}
     if on_git:
         expected |= {f"refs/tags/{name}": git("rev-parse", name) for name in ("light", "noted")}
