@@ -289,9 +289,11 @@ class _Target:
         """The ids to ask for, of all that a server offers; raises OtherIds before anything is asked for."""
         for id in refs.values():
             require_format(self.remote.name, format_of(id), self.repo.object_format)
-        self._choose_haves(refs)
         ids = {id for ref, id in refs.items() if id and self._takes(ref)}
-        return sorted(id for id in ids if id not in self._store)
+        wanted = sorted(id for id in ids if id not in self._store)
+        if wanted:
+            self._choose_haves(refs)
+        return wanted
 
     def _choose_haves(self, refs: Mapping[Any, Any]) -> None:
         """Tell the server first where it had the branches that it has moved since."""

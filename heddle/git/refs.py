@@ -22,7 +22,8 @@ from heddle.repo.gitlink import GitDir
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
     from dulwich.objects import ObjectID
-    from dulwich.refs import DiskRefsContainer
+
+    from heddle.repo.gitfiles import RefFiles
 
 HEADS = b"refs/heads/"
 TAGS = b"refs/tags/"
@@ -68,7 +69,7 @@ class GitRefs:
         self.config: ConfigFile = gitlink.check_format(git)
 
     @cached_property
-    def _files(self) -> DiskRefsContainer:
+    def _files(self) -> RefFiles:
         from heddle.repo.gitfiles import RefFiles
 
         return RefFiles(self.git.common, self.git.path)
@@ -115,10 +116,13 @@ class GitRefs:
         """
         from dulwich.refs import Ref
 
-        found = {}
         prefix = prefix.rstrip(b"/")
         with self._naming_damage():
-            for name in self._files.subkeys(Ref(prefix)):
+            packed = self._files.only_packed(
+                prefix + b"/"
+            )  # no file for each of 20,000 is looked for
+            found = {bytes(name[len(prefix) + 1 :]): id for name, id in packed.items()}
+            for name in self._files.subkeys(Ref(prefix)) - found.keys():
                 try:
                     found[bytes(name)] = self._files[Ref(prefix + b"/" + name)]
                 except KeyError:

@@ -7,6 +7,7 @@ else be a branch that is not born, or the older value of the same ref in ``packe
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dulwich.objects import ObjectID
@@ -15,6 +16,9 @@ from dulwich.refs import SYMREF, DiskRefsContainer, Ref
 from heddle.errors import StorageError
 
 _HEX_DIGITS = b"0123456789abcdef"
+_PART = rb"[A-Za-z0-9_+=-]+(?:\.(?!lock(?:/|\Z))[A-Za-z0-9_+=-]+)*"
+_PLAIN = re.compile(rb"refs(?:/%b)+" % _PART)
+"""Names that git-check-ref-format(1) takes; not all that it takes."""
 
 
 class RefFiles(DiskRefsContainer):
@@ -52,6 +56,19 @@ class RefFiles(DiskRefsContainer):
             return super().get_packed_refs()
         except StopIteration:  # dulwich asks for a first line
             return {}
+
+    def only_packed(self, prefix: bytes) -> dict[Ref, ObjectID]:
+        """Refs that have no file of their own, by full name; of those with odd names none.
+
+        Args:
+            prefix: of their names, with a slash at its end.
+        """
+        loose = set(self._iter_loose_refs(Ref(prefix.rstrip(b"/"))))
+        return {
+            name: id
+            for name, id in self.get_packed_refs().items()
+            if name.startswith(prefix) and name not in loose and _PLAIN.fullmatch(name)
+        }
 
 
 def damaged(path: Path, ref: bytes) -> StorageError:
