@@ -363,7 +363,7 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
     from heddle.objects.bridge import DAMAGE
 
     if isinstance(error, NotGitRepository):
-        return RemoteNotFound(f"there is no git repository at {url}", hint="heddle remote list")
+        return RemoteNotFound(f"there is no git repository at {url}", hint=_LOOK_AT_IT)
     if isinstance(error, HTTPProxyUnauthorized):
         return _status_error(url, "407")
     if isinstance(error, HTTPUnauthorized):
@@ -396,6 +396,7 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
     return None
 
 
+_LOOK_AT_IT = "git ls-remote ADDRESS tries one; heddle remote list shows those known here"
 _OF_OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 _UNREACHABLE = (
     *("NewConnectionError", "NameResolution", "ConnectTimeout", "Connection refused"),
@@ -404,6 +405,8 @@ _UNREACHABLE = (
 _SILENT = ("ReadTimeout", "Read timed out")
 _HUNG_UP = ("does not match length prefix", "IncompleteRead", "RemoteDisconnected")
 _STATUS = re.compile(r"unexpected http resp (\d+)|Tunnel connection failed: (\d+)")
+_CAUSE = re.compile(r"\(Caused by \w+\((['\"])(?:.*?\): )?(.*)\1\)\)")
+"""What is worth saying of what urllib3 says of a server that it does not reach."""
 _NOT_NOW = ("429", "502", "503", "504")
 _NO_PROGRAM = re.compile(r": \S+: (command )?not found|: command not found")
 """What a shell says, here or there, of a program that it has not."""
@@ -417,14 +420,17 @@ def _protocol_error(url: str, error: Exception, *, hung_up: bool) -> HeddleError
     if any(word in said for word in _SILENT):
         return _silent(url)
     if any(word in said for word in _UNREACHABLE):
-        return RemoteUnreachable(f"{url} can't be reached: {said}", hint="run it again later")
+        why = _CAUSE.search(said)
+        return RemoteUnreachable(
+            f"{url} can't be reached: {why[2] if why else said}", hint="run it again later"
+        )
     if _NO_PROGRAM.search(said):
         return Unavailable(
             f"{url} can't be reached: {said}",
             hint="install it; which ssh is run says GIT_SSH_COMMAND or core.sshCommand",
         )
     if any(word in said.lower() for word in _NOT_THERE):
-        return RemoteNotFound(f"there is no git repository at {url}: {said}")
+        return RemoteNotFound(f"there is no git repository at {url}: {said}", hint=_LOOK_AT_IT)
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return NotPermitted(
             f"{url} has a certificate that is not trusted here",
