@@ -498,15 +498,15 @@ class _Target:
                 old = self._git.get(ref)
                 if old is not None:
                     self._git.remove(ref, old)
-            for each in changes:
-                ref = each.ref.encode(errors="surrogateescape")
-                self._git.move(
-                    ref,
-                    each.old,
-                    each.new,
-                    who=reflog_identity(self.repo),
-                    message=b"heddle: fetch",
-                )
+            self._git.move_all(
+                (
+                    (each.ref.encode(errors="surrogateescape"), each.old, each.new)
+                    for each in changes
+                ),
+                who=reflog_identity(self.repo),
+                message=b"heddle: fetch",
+                environment=self.repo.environment,
+            )
             return
         moves: dict[str, Move] = {}
         rows: dict[bytes, bytes | None] = dict.fromkeys(pruned)

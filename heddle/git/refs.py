@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heddle.errors import Busy, DataError, NotPermitted, StorageError
+from heddle.errors import (
+    Busy,
+    DataError,
+    HeddleError,
+    NotPermitted,
+    StorageError,
+    Unavailable,
+)
 from heddle.repo import gitlink, linked
 from heddle.repo.gitlink import GitDir
 
@@ -190,6 +198,43 @@ class GitRefs:
             for name in [ref, b"HEAD"] if was_on == ref else [ref]:
                 self._log(name, old, new, who, message)
 
+    def move_all(
+        self,
+        moves: Iterable[tuple[bytes, ObjectID | None, ObjectID]],
+        *,
+        who: bytes,
+        message: bytes,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Move many refs or none, as ``move`` does one; stock git does it, in one transaction.
+
+        Args:
+            moves: of each its full name, where it has to be (None: nowhere), and where it goes.
+            environment: of git.
+
+        Raises:
+            RefMoved, Busy, DataError, NotPermitted, StorageError: as ``move``; nothing was changed.
+            Unavailable: git can't be run.
+        """
+        words = [
+            b"update %b\0%b\0%b\0" % (ref, new, old or b"0" * len(new)) for ref, old, new in moves
+        ]
+        if not words:
+            return
+        name, _, email = os.fsdecode(who).rpartition(" <")
+        by = {"GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": email.rstrip(">")}
+        command = ["git", f"--git-dir={self.git.common}", "update-ref", "--stdin", "-z"]
+        command += ["-m", os.fsdecode(message)]
+        others = {key: value for key, value in environment.items() if key[:4] != "GIT_"}
+        try:
+            done = subprocess.run(
+                command, input=b"".join(words), capture_output=True, env={**others, **by}
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            raise Unavailable("git can't be run, and moves its refs", hint="install git") from error
+        if done.returncode != 0:
+            raise _refusal(done.stderr.decode(errors="replace").strip().removeprefix("fatal: "))
+
     def log_head(self, old: ObjectID | None, new: ObjectID, who: bytes, message: bytes) -> None:
         """Write into HEAD's reflog that the branch it is on was moved; raises as ``move``."""
         with self._as_errors(b"logs/HEAD"):
@@ -277,6 +322,19 @@ class GitRefs:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(line.rstrip(b"\n") + b"\n")
+
+
+def _refusal(said: str) -> HeddleError:
+    """What it means that git moves no ref."""
+    if "File exists" in said:
+        return Busy(f"git's refs are locked: {said}", hint="run it again, or do as git says")
+    if "but expected" in said or "reference already exists" in said:
+        return RefMoved(f"git's refs have moved: {said}", hint="nothing was lost; run it again")
+    if "cannot create" in said:
+        return DataError(f"git can't have one ref beside another: {said}", hint="git remote prune")
+    if "ermission denied" in said or "Read-only file system" in said:
+        return NotPermitted(f"git can't write its refs: {said}")
+    return StorageError(f"git can't move its refs: {said}", hint="git fsck says more")
 
 
 _LOGGED = (HEADS, b"refs/remotes/", b"refs/notes/")

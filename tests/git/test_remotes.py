@@ -19,6 +19,7 @@ from world import wait_until
 import heddle
 from heddle import api
 from heddle.errors import (
+    Busy,
     CannotCreate,
     DataError,
     HeddleError,
@@ -743,6 +744,32 @@ def test_a_branch_in_the_place_of_another(
     if on_git:
         assert run_git(tmp_path / "mine", "fsck", "--strict") == ""
     repo.close()
+
+
+def test_on_git_refs_move_together(
+    repo: api.Repository, bare: Path, git: Git, tmp_path: Path
+) -> None:
+    """What a fetch brings gets all of its names or none: where git has one of them locked, it is to be tried again."""
+    git("remote", "add", "origin", bare)
+    fetch(repo)
+    others_push(bare, tmp_path)
+    for name in ("a", "z"):
+        run_git(bare, "branch", name, "main")
+    before = refs(repo.path)
+    lock = repo.path / ".git/refs/remotes/origin/main.lock"
+    lock.touch()
+
+    with pytest.raises(Busy, match=r"main\.lock") as caught:
+        fetch(repo)
+
+    assert (caught.value.exit_code, refs(repo.path)) == (75, before)
+
+    lock.unlink()
+    moved = fetch(repo).refs
+
+    assert [each.ref.rpartition("/")[2] for each in moved] == ["a", "main", "z"]
+    assert "heddle: fetch" in git("reflog", "show", "refs/remotes/origin/main")
+    assert not list((repo.path / ".git/objects/pack").glob("*.keep"))
 
 
 def test_fetches_at_once(bare: Path, tmp_path: Path, nothing_left: None) -> None:
