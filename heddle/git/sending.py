@@ -70,8 +70,12 @@ def send(client: Any, path: Any, request: Request) -> dict[bytes, str | None]:
         return _over_http(client, path, request)
     if isinstance(client, TraditionalGitClient):
         return _over_connection(client, path, request)
-    raise DataError(
-        f"nothing can be pushed to {request.name}: it is a file", hint="heddle remote list"
+    raise _cant_be_pushed_to(request, "it is a file")
+
+
+def _cant_be_pushed_to(request: Request, why: str) -> DataError:
+    return DataError(
+        f"nothing can be pushed to {request.name}: {why}", hint="heddle remote add NAME ADDRESS"
     )
 
 
@@ -106,7 +110,7 @@ def _over_http(client: Any, path: Any, request: Request) -> dict[bytes, str | No
         b"git-receive-pack", client._get_url(path)
     )
     if client.dumb:
-        raise NotImplementedError
+        raise _cant_be_pushed_to(request, "a plain web server has it")
     asked = _Asked(client, request, refs, offered)
     if not asked.changes:
         return {}

@@ -143,10 +143,12 @@ def talk(
 
 
 def _use(repo: Repository, use: Callable[[GitClient, Any], _T], client: GitClient, path: Any) -> _T:
+    from dulwich.client import AbstractHttpGitClient, TraditionalGitClient
     from dulwich.protocol import capability_object_format
 
     # Before version 2 a server takes ids for SHA-1 that nobody has said more of.
-    client._fetch_capabilities.add(capability_object_format(repo.object_format))
+    if isinstance(client, AbstractHttpGitClient | TraditionalGitClient):
+        client._fetch_capabilities.add(capability_object_format(repo.object_format))
     try:
         return use(client, path)
     finally:
@@ -370,10 +372,6 @@ def _as_error(url: str, error: Exception) -> HeddleError | None:
         return NotPermitted(
             f"{url} wants credentials, and git's helpers have none that it takes",
             hint="git credential-store, or credential.helper in git's configuration",
-        )
-    if isinstance(error, NotImplementedError):
-        return RemoteFailed(
-            f"{url} is served by a plain web server, to which nothing can be pushed"
         )
     if isinstance(error, GitProtocolError):
         return _protocol_error(url, error, hung_up=isinstance(error, HangupException))

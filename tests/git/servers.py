@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
@@ -153,6 +153,21 @@ def http_server(
         server.socket = context.wrap_socket(server.socket, server_side=True)
     with _served(server) as port:
         yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """What is on disk."""
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def plain_http_server(root: Path) -> Iterator[str]:
+    """A web server that knows nothing of git, for what is below a directory."""
+    server = _QuietServer(("127.0.0.1", 0), partial(_Files, directory=str(root)))
+    with _served(server) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 class _QuietServer(ThreadingHTTPServer):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,6 +50,7 @@ from .servers import (
     in_between,
     made_pack,
     pack_entry,
+    plain_http_server,
     served_over,
     sshd,
 )
@@ -1418,6 +1419,29 @@ def test_escapes_in_an_address(way: str, bare: Path, tmp_path: Path) -> None:
         repo = cloned(escaped, tmp_path / "mine")
 
     assert state(repo, "main") == run_git(odd, "rev-parse", "main")
+
+
+@pytest.mark.parametrize("kind", ["bundle", "plain web server"])
+def test_what_is_no_git_server(kind: str, bare: Path, tmp_path: Path) -> None:
+    """A bundle, and a repository behind a plain web server, are cloned and fetched from; a push says that it can't."""
+    with ExitStack() as stack:
+        address = f"{tmp_path}/all.bundle"
+        if kind == "bundle":
+            run_git(bare, "bundle", "create", "-q", address, "--all", "HEAD")
+        else:
+            run_git(bare, "update-server-info")
+            address = f"{stack.enter_context(plain_http_server(bare.parent))}/project.git"
+        repo = cloned(address, tmp_path / "mine")
+
+        assert state(repo, "main") == run_git(bare, "rev-parse", "main")
+        assert fetch(repo).refs == []
+
+        capture(repo, "f", "1")
+        with pytest.raises(DataError, match="nothing can be pushed to origin") as caught:
+            push(repo)
+
+        assert caught.value.exit_code == 65
+        repo.close()
 
 
 def test_a_path_with_a_colon(bare: Path, tmp_path: Path) -> None:
