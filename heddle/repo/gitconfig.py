@@ -7,8 +7,9 @@ Dulwich parses; it is loaded only when a file may hold what is asked for.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,11 @@ from heddle.errors import Busy, ConfigError
 
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
+
+_PATH = re.compile(
+    rb"^[ \t]*(?:\[[^\]\n]*\][ \t]*)?path[ \t]*=[ \t]*(.*?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE
+)
+_DEPTH = 10  # of includes, as git's
 
 IsIn = Callable[[str], bool]
 """Whether a pattern of ``includeIf "gitdir:…"`` holds."""
@@ -156,3 +162,26 @@ def _is_abandoned(lock: Path, ours: bytes) -> bool:
         return age_s > _ABANDONED_S and ours.startswith(lock.read_bytes())
     except OSError:
         return False
+
+
+def texts(paths: Iterable[Path], environment: Mapping[str, str]) -> Iterator[bytes]:
+    """The bytes of configuration files and of all that they may include, whatever the condition: to look for a word.
+
+    Args:
+        paths: of the files; those that are missing are left out.
+        environment: says what ``~`` is.
+    """
+    todo = [(path, 0) for path in paths]
+    while todo:
+        path, depth = todo.pop()
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        yield content
+        if b"[include" in content.lower() and depth < _DEPTH:
+            for said in _PATH.findall(content):
+                name = os.fsdecode(said.strip(b'"'))
+                if name.startswith("~/"):
+                    name = environment.get("HOME", "~") + name[1:]
+                todo.append((path.parent / name, depth + 1))

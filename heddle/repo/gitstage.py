@@ -11,13 +11,16 @@ import mmap
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from heddle.objects.gitpack import offset_varint
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
 
 _HEADER = struct.Struct(">4sII")
 _STAT = struct.Struct(">10I")
@@ -38,6 +41,14 @@ class Seen(NamedTuple):
     size: int
 
 
+class _Entry(NamedTuple):
+    """What an entry says of its file (see `_said`), its mode and its blob's binary id."""
+
+    said: tuple[int, ...]
+    mode: int
+    blob: bytes
+
+
 class Staged:
     """An index that is asked about files; quickest in the order of their paths.
 
@@ -50,7 +61,7 @@ class Staged:
     def __init__(self, data: mmap.mmap | bytes, written_ns: int, id_length: int) -> None:
         version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
         kind = _READERS.get(version)
-        self._reader = None if kind is None else kind(data, id_length)
+        self._reader = None if kind is None else kind(data, id_length, version)
         self._written_ns = written_ns
         self._misses = 0
 
@@ -64,7 +75,7 @@ class Staged:
             return False
         entry = self._reader.find(path)
         self._misses += entry is None
-        return entry == (_said(seen), blob)
+        return entry is not None and entry.said == _said(seen) and entry.blob == blob
 
 
 def read_staged(index: Path, id_length: int) -> Staged:
@@ -158,6 +169,34 @@ def paths(index: Path, id_length: int) -> list[bytes]:
         return [path for path, _, _, _ in _each(data, id_length, version)]
 
 
+def entries(
+    index: Path, paths: Collection[bytes], id_length: int
+) -> dict[bytes, tuple[int, ObjectID]] | None:
+    """Mode and id, in hex, of an index's entries that are in no conflict.
+
+    Args:
+        index: git's index.
+        paths: of those wanted.
+        id_length: bytes of an id.
+
+    Returns:
+        By path; None where there is no index.
+    """
+    with _mapped(index) as (data, _):
+        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        if version not in _READERS:
+            return None
+        # A path that is not there costs a look at all of it, unless all entries are read first.
+        kind = _READERS[version] if len(paths) <= _MISSES else _Walk
+        reader = kind(data, id_length, version)
+        found = {path: reader.find(path) for path in sorted(paths)}
+        return {
+            path: (entry.mode, cast("ObjectID", entry.blob.hex().encode()))
+            for path, entry in found.items()
+            if entry is not None
+        }
+
+
 def _seen(status: os.stat_result) -> Seen:
     return Seen(status.st_ctime_ns, status.st_mtime_ns, status.st_ino, status.st_size)
 
@@ -176,16 +215,17 @@ class _Reader:
     Args:
         data: the index.
         id_length: bytes of an id.
+        version: of the index.
     """
 
-    def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
+    def __init__(self, data: mmap.mmap | bytes, id_length: int, version: int) -> None:
         self._data = data
         self._id_length = id_length
         self._from = _HEADER.size
         self._last = b""
 
-    def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
-        """What the entry of a path says of its file, and its blob; None where there is none, or a conflict."""
+    def find(self, path: bytes) -> _Entry | None:
+        """The entry of a path; None where there is none, or a conflict."""
         if path < self._last:
             self._from = _HEADER.size
         self._last = path
@@ -213,18 +253,19 @@ class _Reader:
 
 
 class _Walk:
-    """The same in version 4, where a path is said by its difference from the one before: all are read first."""
+    """The same with all entries read first: in version 4 a path is said by its difference from the one before."""
 
-    def __init__(self, data: mmap.mmap | bytes, id_length: int) -> None:
+    def __init__(self, data: mmap.mmap | bytes, id_length: int, version: int) -> None:
         self._data = data
         self._id_length = id_length
+        self._version = version
 
     @cached_property
     def _starts(self) -> dict[bytes, int]:
-        entries = _each(self._data, self._id_length, 4)
+        entries = _each(self._data, self._id_length, self._version)
         return {path: start for path, start, flags, _ in entries if not flags & _STAGE}
 
-    def find(self, path: bytes) -> tuple[tuple[int, ...], bytes] | None:
+    def find(self, path: bytes) -> _Entry | None:
         start = self._starts.get(path)
         return None if start is None else _entry(self._data, start, self._id_length)
 
@@ -260,10 +301,10 @@ def _each(
         yield path, start, flags, extended
 
 
-def _entry(data: mmap.mmap | bytes, start: int, id_length: int) -> tuple[tuple[int, ...], bytes]:
+def _entry(data: mmap.mmap | bytes, start: int, id_length: int) -> _Entry:
     said = _STAT.unpack_from(data, start)
     id_at = start + _STAT.size
-    return (*said[:4], said[5], said[9]), data[id_at : id_at + id_length]
+    return _Entry((*said[:4], said[5], said[9]), said[6], data[id_at : id_at + id_length])
 
 
 @contextmanager

@@ -67,8 +67,12 @@ def is_settled(stat: Stat, read_at_ns: int) -> bool:
     A file can change twice within one tick of its file system's clock: git's "racy" entries. Linux ticks every
     10 ms at worst; some file systems keep whole seconds or two.
     """
-    newest_ns = max(stat[2], stat[3])
-    return newest_ns + (_FINE_NS if newest_ns % 1_000_000_000 else _COARSE_NS) < read_at_ns
+    return settles_at(max(stat[2], stat[3])) < read_at_ns
+
+
+def settles_at(changed_ns: int) -> int:
+    """From when on a later change would show; times in ns since the epoch."""
+    return changed_ns + (_FINE_NS if changed_ns % 1_000_000_000 else _COARSE_NS)
 
 
 class Remembered:
