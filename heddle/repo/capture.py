@@ -30,10 +30,11 @@ from heddle.repo.changes import (
     not_kept_of_mode,
     within,
 )
-from heddle.repo.reading import NotReadable, for_each, take
+from heddle.repo.checkin import File
+from heddle.repo.reading import NotReadable, Taken
 from heddle.repo.statcache import Entry, Stat, collector_paused
 from heddle.repo.treeedit import edit_tree
-from heddle.repo.worktree import Found, Scan, working_directory_locked
+from heddle.repo.worktree import Scan, working_directory_locked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -246,12 +247,19 @@ class _Recording:
         found = self._scan.found
         gone = self._scan.gone.copy()
 
-        def record(one: Found) -> None:
-            self._record(one, writer, gone)
+        def done(one: File, taken: Taken) -> None:
+            self._record(one, taken, gone)
             if progress is not None:
                 self._report(progress, len(found))
 
-        for_each(found, record)
+        def failed(one: File, error: Exception) -> None:
+            self._leave(one, error, gone)
+            if progress is not None:
+                self._report(progress, len(found))
+
+        if found:
+            with self._scan.checkin(writer) as checkin:
+                checkin.take_all(found, done, failed)
         if self._scan.empty:
             self._record_empty(writer.add_tree([]), gone)
         self.changes += [change_between(path, old, None) for path, old in gone.items()]
@@ -261,20 +269,8 @@ class _Recording:
         tree, self._rebuilt = edit_tree(self._repo.store, writer, self.base_tree, self._edits)
         return tree
 
-    def _record(self, found: Found, writer: PackWriter, gone: dict[bytes, Entry]) -> None:
-        """Store one file; called from several threads."""
-        is_link = stat.S_ISLNK(found.status.st_mode)
-        try:
-            taken = take(self._scan.host(found.path), writer, is_link=is_link)
-        except FileNotFoundError:
-            if found.old is not None:
-                gone[found.path] = found.old
-                self._edits[found.path] = None
-            return
-        except NotReadable as error:
-            self.not_recorded.append(NotRecorded(found.path, str(error)))
-            self._keep(found.path, gone)
-            return
+    def _record(self, found: File, taken: Taken, gone: dict[bytes, Entry]) -> None:
+        """Note what a file is stored as; called from several threads."""
         entry = self._scan.mode_of(taken.stat[0], found.old), taken.id
         if entry == found.old:
             self._scan.verified(found.path, taken)
@@ -284,8 +280,20 @@ class _Recording:
         if taken.settled:
             self._stats[found.path] = taken.stat
         why = not_kept_of_mode(taken.stat[0], self._umask)
-        if why is not None and not is_link:
+        if why is not None and not stat.S_ISLNK(found.status.st_mode):
             self.not_recorded.append(NotRecorded(found.path, why))
+
+    def _leave(self, found: File, error: Exception, gone: dict[bytes, Entry]) -> None:
+        """A file that can't be had: it is gone, or keeps the version that was captured before."""
+        if isinstance(error, FileNotFoundError):
+            if found.old is not None:
+                gone[found.path] = found.old
+                self._edits[found.path] = None
+        elif isinstance(error, NotReadable):
+            self.not_recorded.append(NotRecorded(found.path, str(error)))
+            self._keep(found.path, gone)
+        else:
+            raise error
 
     def _keep(self, path: bytes, gone: dict[bytes, Entry]) -> None:
         """Leave what the base has at a path, were it a directory, as it is."""

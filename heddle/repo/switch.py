@@ -21,19 +21,26 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from heddle import faults
-from heddle.errors import DataError, ObjectMissing, StorageError, ThreadExists, UnsavedChanges
+from heddle.errors import (
+    DataError,
+    HeddleError,
+    ObjectMissing,
+    StorageError,
+    ThreadExists,
+    UnsavedChanges,
+)
 from heddle.repo.changes import DIRECTORY_MODE, Change, tree_changes
 from heddle.repo.directories import Blocked, Directories
 from heddle.repo.ignore import always_ignored
-from heddle.repo.reading import Hasher, NotReadable, take
+from heddle.repo.reading import Hasher, NotReadable, Taken, take
 from heddle.repo.statcache import Entry, Remembered, Stat, StatCache, stat_of
-from heddle.repo.worktree import GITLINK_MODE, git_mode, working_directory_locked
+from heddle.repo.worktree import GITLINK_MODE, checkin_of, git_mode, working_directory_locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,18 +170,39 @@ class _Move:
         """
         if not self._changes:
             return
-        rows = lru_cache(maxsize=16)(StatCache(self._repo.database).get)
-        hasher = Hasher(self._store.id_length)
+        self._rows = lru_cache(maxsize=16)(StatCache(self._repo.database).get)
+        self._hasher = Hasher(self._store.id_length)
+        doubtful = []
         for change in self._changes:
             if any(map(always_ignored, change.path.split(b"/"))):
                 continue
             try:
-                place = _Place(self._repo, self._directories, change.path, rows, hasher)
-                self._check(change, place)
+                place = self._place(change)
+                if self._repo.git is not None and place.is_neither(*_entries(change)):
+                    doubtful.append(change)
+                else:
+                    self._check(change, place)
             except Blocked as blocked:
                 self._check_blocked(change, blocked.path)
+        stored = self._as_stored(doubtful)
+        for change in doubtful:
+            self._check(change, self._place(change, stored.get(change.path)))
         if self._in_the_way:
             raise _refusal(name, self._in_the_way)
+
+    def _place(self, change: Change, stored: Taken | None = None) -> _Place:
+        return _Place(self._repo, self._directories, change.path, self._rows, self._hasher, stored)
+
+    def _as_stored(self, changes: list[Change]) -> dict[bytes, Taken]:
+        """What git would store of files whose bytes are neither the old tree's nor the new one's."""
+        if not changes:
+            return {}
+        stored: dict[bytes, Taken] = {}
+        with suppress(HeddleError), checkin_of(self._repo, changes) as (checkin, files):
+            checkin.take_all(
+                files, lambda file, taken: stored.update({file.path: taken}), lambda *_: None
+            )
+        return stored
 
     def _check(self, change: Change, place: _Place) -> None:
         old, new = _entries(change)
@@ -303,6 +331,9 @@ class _Move:
 class _Place:
     """What is at a path of the working directory.
 
+    Args:
+        stored: what git would store of it, if that is known.
+
     Attributes:
         stat: its lstat; None when nothing is there.
         is_directory: whether it is a directory.
@@ -318,6 +349,7 @@ class _Place:
         path: bytes,
         rows: Callable[[bytes], Remembered | None],
         hasher: Hasher,
+        stored: Taken | None = None,
     ) -> None:
         self._repo = repo
         self._directory, _, self._name = path.rpartition(b"/")
@@ -333,6 +365,13 @@ class _Place:
             except FileNotFoundError:
                 pass
         self.is_directory = self.stat is not None and stat.S_ISDIR(self.stat[0])
+        if stored is not None and stored.stat == self.stat:
+            self._id = stored.id
+
+    def is_neither(self, old: Entry | None, new: Entry | None) -> bool:
+        """Whether this is a file, and holds what neither of two trees says."""
+        is_file = self.stat is not None and stat.S_ISREG(self.stat[0])
+        return is_file and old is not None and not (self.holds(new) or self.holds(old))
 
     def holds(self, entry: Entry | None) -> bool:
         """Whether this is what a tree says."""

@@ -10,12 +10,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from heddle.errors import Busy
+from heddle.errors import Busy, HeddleError
 from heddle.repo.changes import (
     ANOTHER_REPOSITORY,
     DIRECTORY_MODE,
@@ -27,8 +27,9 @@ from heddle.repo.changes import (
     normalised,
     within,
 )
+from heddle.repo.checkin import Checkin, File
 from heddle.repo.ignore import IgnoreRules, always_ignored
-from heddle.repo.reading import Hasher, NotReadable, Taken, for_each, take
+from heddle.repo.reading import NotReadable, Taken
 from heddle.repo.statcache import (
     Entry,
     Remembered,
@@ -40,8 +41,13 @@ from heddle.repo.statcache import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dulwich.objects import ObjectID
 
+    from heddle.objects.pack import PackWriter
+    from heddle.repo.gitlink import GitDir
+    from heddle.repo.gitstage import Skipped
     from heddle.repo.repository import Repository
 
 GITLINK_MODE = 0o160000
@@ -121,6 +127,8 @@ class Scan:
         self._store = repo.store
         self._root = os.fsencode(repo.path) + b"/"
         self._paths = normalised(paths)
+        self._tree = tree
+        self._left_out: Skipped | None = None
         self._rules = IgnoreRules(self._read_rules, exclude=repo.exclude_rules())
         self._cache = StatCache(repo.database)
         self._directories: dict[bytes, Remembered] = {}
@@ -292,6 +300,24 @@ class Scan:
     def _read_rules(self, path: bytes) -> bytes | None:
         return read_rules(self._root + path)
 
+    def checkin(self, writer: PackWriter | None = None) -> Checkin:
+        """Takes files of the directory as git would store them; see there."""
+        git = self._repo.git
+        if git is None or git.bare:
+            git = None
+        return Checkin(self._repo, git, self._repo.path, self._read_attributes, writer)
+
+    def _read_attributes(self, path: bytes) -> bytes | None:
+        """The content of an attribute file: of one that git leaves out of the checkout, the tree's."""
+        content = self._read_rules(path)
+        if content is None and self._left_out and path in self._left_out and self._tree:
+            from heddle.repo.log import entry_at
+
+            entry = entry_at(self._repo, self._tree, path)
+            if entry is not None and stat.S_ISREG(entry[0]):
+                return b"".join(self._store.iter_blob(entry[1]))
+        return content
+
     # What is remembered
 
     def _believe_git(self) -> None:
@@ -328,6 +354,7 @@ class Scan:
         left_out = skipped(git.path / "index", self._store.id_length)
         if not left_out:
             return
+        self._left_out = left_out
         self.found = [each for each in self.found if each.old is None or each.path not in left_out]
         removed = []
         for path in self.removed:
@@ -443,7 +470,6 @@ class _Comparison:
     def __init__(self, repo: Repository, scan: Scan) -> None:
         self._store = repo.store
         self._scan = scan
-        self._hasher = Hasher(repo.store.id_length)
         self._new: dict[bytes, tuple[int, ObjectID | None] | None] = {}
 
     def changes(self) -> list[Change]:
@@ -452,37 +478,42 @@ class _Comparison:
         sizes = {
             self._store.size(id) for mode, id in self._scan.gone.values() if stat.S_ISREG(mode)
         }
-        for_each(
-            [found for found in self._scan.found if self._must_be_read(found, sizes)], self._read
-        )
+        if self._scan.found:
+            with self._scan.checkin() as checkin:
+                self._read(checkin, sizes)
         changes = list(self._compared())
         changes.sort(key=lambda change: change.path)
         return find_renames(changes)
 
-    def _must_be_read(self, found: Found, sizes_of_gone: set[int]) -> bool:
+    def _read(self, checkin: Checkin, sizes: set[int]) -> None:
+        found = self._scan.found
+        with suppress(HeddleError):  # said of each file that needs git
+            checkin.ask(found)
+        wanted = [each for each in found if self._must_be_read(each, checkin, sizes)]
+        checkin.take_all(wanted, self._note, self._note_failure)
+
+    def _must_be_read(self, found: Found, checkin: Checkin, sizes_of_gone: set[int]) -> bool:
         """Whether only the bytes tell that a file is unchanged, or that it was moved here."""
         mode, size = found.status.st_mode, found.status.st_size
         if stat.S_ISLNK(mode):
             return True
         if found.old is None:
             return size in sizes_of_gone
-        return self._store.size(found.old[1]) == size
+        return checkin.may_become(found, self._store.size(found.old[1]))
 
-    def _read(self, found: Found) -> None:
-        """Note a file's mode and id; one that can't be had counts as changed, for what it is."""
-        try:
-            is_link = stat.S_ISLNK(found.status.st_mode)
-            taken = take(self._scan.host(found.path), self._hasher, is_link=is_link)
-        except FileNotFoundError:
+    def _note(self, found: File, taken: Taken) -> None:
+        entry = self._scan.mode_of(taken.stat[0], found.old), taken.id
+        self._new[found.path] = entry
+        if entry == found.old:
+            self._scan.verified(found.path, taken)
+
+    def _note_failure(self, found: File, error: Exception) -> None:
+        """One that can't be had counts as changed, for what it is."""
+        if isinstance(error, FileNotFoundError):
             self._new[found.path] = None
-        except NotReadable as error:
+        elif isinstance(error, NotReadable):
             self._scan.not_recorded.append(NotRecorded(found.path, str(error)))
             self._new[found.path] = found.old
-        else:
-            entry = self._scan.mode_of(taken.stat[0], found.old), taken.id
-            self._new[found.path] = entry
-            if entry == found.old:
-                self._scan.verified(found.path, taken)
 
     def _compared(self) -> Iterator[Change]:
         gone = self._scan.gone.copy()
@@ -498,6 +529,81 @@ class _Comparison:
                 yield change_between(path, old, (DIRECTORY_MODE, None))
         for path, old in gone.items():
             yield change_between(path, old, None)
+
+
+@contextmanager
+def checkin_of(
+    repo: Repository,
+    changes: Iterable[Change],
+    *,
+    git: GitDir | None = None,
+    index: Path | None = None,
+    root: Path | None = None,
+) -> Iterator[tuple[Checkin, list[Found]]]:
+    """Takes changed paths of a directory as git would store them.
+
+    Args:
+        repo: the repository.
+        changes: what differs from what is recorded.
+        git: git's things of the directory; None: the repository's.
+        index: git's index of it; None: the one among them.
+        root: the directory; None: the working directory.
+
+    Yields:
+        What takes them, and those of them that are there.
+    """
+    top = os.fsencode(root or repo.path) + b"/"
+    files = []
+    for change in changes:
+        with suppress(OSError):
+            status = os.lstat(top + change.path)
+            is_file = change.old_mode is not None and change.old_mode != DIRECTORY_MODE
+            old = cast("Entry", (change.old_mode, change.old_id)) if is_file else None
+            files.append(Found(change.path, old, status))
+    with Checkin(
+        repo,
+        git or repo.git,
+        root or repo.path,
+        lambda path: read_rules(top + path),
+        index=index,
+    ) as checkin:
+        yield checkin, files
+
+
+@contextmanager
+def reading(
+    repo: Repository,
+    changes: Iterable[Change],
+    *,
+    git: GitDir | None = None,
+    index: Path | None = None,
+    root: Path | None = None,
+    read: Callable[[bytes], bytes] | None = None,
+) -> Iterator[Callable[[bytes], bytes]]:
+    """What reads changed paths of a directory as they would be captured, for a comparison.
+
+    Args:
+        repo, changes, git, index, root: as for ``checkin_of``.
+        read: reads a file as it is, or a link's target; None: from the directory.
+
+    Raises:
+        HeddleError: by what is yielded, if git can't convert the file.
+    """
+    top = os.fsencode(root or repo.path) + b"/"
+    with (
+        checkin_of(repo, changes, git=git, index=index, root=root) as (checkin, files),
+        checkin.reading(files, read or (lambda path: read_file(top + path))) as as_stored,
+    ):
+        yield as_stored
+
+
+def read_file(host: bytes) -> bytes:
+    """The content of a file, or where a link leads."""
+    try:
+        return os.readlink(host)
+    except OSError:
+        with open(host, "rb") as file:
+            return file.read()
 
 
 def git_mode(st_mode: int, old: Entry | None, *, trusted: bool = True, links: bool = True) -> int:

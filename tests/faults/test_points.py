@@ -77,6 +77,8 @@ CLAIM = "a claim lives only as long as the process that locked it"
 OUTSIDE = "no part of a repository: a file gets its name when it is whole, and whoever is killed runs it again"
 NOT_KEPT = "in the runtime directory, or a cache: nothing that has to outlive the process"
 
+SCRATCH = "a scratch directory that nobody else looks at, and the next that needs one removes"
+
 WITHOUT_POINT = {
     "atomic.fsync_directory": CALLER,
     "git.__init__": NEVER_SEEN,
@@ -137,6 +139,13 @@ WITHOUT_POINT = {
     "objects.__init__": NEVER_SEEN,
     "objects.remove_abandoned": NEVER_SEEN,
     "objects._make_bare": NOT_KEPT,
+    "mount._link_programs": SCRATCH,
+    "repo.__exit__": SCRATCH,
+    "repo._lend": SCRATCH,
+    "repo._make_scratch": SCRATCH,
+    "repo._scratch": SCRATCH,
+    "repo._sweep": SCRATCH,
+    "repo.put": SCRATCH,
     "repo.set": NEVER_SEEN,
     "repo.detach": ONE_CALL,
     "repo._new_file": NEVER_SEEN,

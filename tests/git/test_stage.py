@@ -11,7 +11,7 @@ from world import wait_until
 
 import heddle
 from heddle import api
-from heddle.repo import worktree
+from heddle.repo import checkin
 from heddle.repo.gitstage import unchanged
 from heddle.repo.statcache import is_settled
 
@@ -136,7 +136,7 @@ def test_the_first_status_reads_no_file(
     last = (0, 0, 0, changed_ns, 0)
     wait_until(lambda: is_settled(last, time.time_ns()), "the changes to be some time ago")
     read: list[object] = []
-    monkeypatch.setattr(worktree, "take", lambda host, *_, **__: read.append(host))
+    monkeypatch.setattr(checkin, "take", lambda host, *_, **__: read.append(host))
     heddle.init(checkout)
 
     first = list(heddle.open(checkout).status().changes)

@@ -18,7 +18,7 @@ from trees import DIRECTORY, EXECUTABLE, FILE, GITLINK, SYMLINK, git, read_files
 from heddle.errors import Busy, DataError, NothingToCapture, ThreadMoved
 from heddle.objects.pack import PackWriter
 from heddle.objects.store import ObjectStore
-from heddle.repo import reading, worktree
+from heddle.repo import checkin, reading, worktree
 from heddle.repo.capture import Captured, capture_worktree
 from heddle.repo.reading import Hasher, NotReadable, for_each, take
 from heddle.repo.repository import Repository
@@ -340,14 +340,14 @@ def test_file_that_vanishes_is_deleted(repo: Repository, monkeypatch) -> None:
     capture(repo)
     (repo.path / "f").write_bytes(b"2")
     (repo.path / "never").write_bytes(b"2")
-    real = worktree.Scan.host
+    real = checkin.take
 
-    def vanish(scan, path):
-        if path != b"keep":
-            (repo.path / os.fsdecode(path)).unlink()
-        return real(scan, path)
+    def vanish(host, sink, **how):
+        if not host.endswith(b"keep"):
+            os.unlink(host)
+        return real(host, sink, **how)
 
-    monkeypatch.setattr(worktree.Scan, "host", vanish)
+    monkeypatch.setattr(checkin, "take", vanish)
     captured = capture(repo)
 
     assert (captured.added, captured.modified, captured.deleted) == (0, 0, 1)
