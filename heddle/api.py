@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -165,12 +165,12 @@ class Unmounting(NamedTuple):
 
 
 class _Here(NamedTuple):
-    """What is unsaved in one place, and a reader of its unsaved bytes."""
+    """What is unsaved in one place, and what reads such changes as they would be captured."""
 
     base: ObjectID | None
     changes: Sequence[Change]
     ignored_count: int
-    read_new: Callable[[bytes], bytes]
+    reading: Callable[[Sequence[Change]], AbstractContextManager[Callable[[bytes], bytes]]]
 
 
 class Repository(repository.Repository):
@@ -367,7 +367,7 @@ class Repository(repository.Repository):
             Busy: the mount we are in hangs.
         """
         stale = lifecycle.need_attention(self.runtime, self)
-        with self._here() as (state, changes, ignored, _read):
+        with self._here() as (state, changes, ignored, _):
             pass
         return Status(
             repository=self.path,
@@ -584,8 +584,8 @@ class Repository(repository.Repository):
         from heddle.repo.changes import normalised, tree_changes, within
         from heddle.repo.diff import diff_changes
 
-        with self._here() as (base, unsaved_changes, _ignored, read_new):
-            changes = list(_without_renames(unsaved_changes))
+        with self._here() as (base, unsaved_changes, _ignored, reading):
+            here = changes = list(_without_renames(unsaved_changes))
             if start is not None and start != base:
                 trees = [None if it is None else self.state(it).tree for it in (start, base)]
                 changes = _composed(tree_changes(self.store, *trees, renames=False), changes)
@@ -593,11 +593,17 @@ class Repository(repository.Repository):
             wanted = [change for change in changes if within(change.path, inside)]
             self._fetch_contents(wanted)
 
-            def read(change: Change) -> bytes:
-                stored = change.new_id is not None and change.new_id in self.store
-                return self._read_stored(change) if stored else read_new(change.path)
+            stored = {each.path for each in wanted if each.new_id and each.new_id in self.store}
+            unstored = {each.path for each in wanted} - stored
+            with reading([each for each in here if each.path in unstored]) as read_new:
 
-            yield from diff_changes(wanted, self._read_old, read, object_format=self.object_format)
+                def read(change: Change) -> bytes:
+                    is_stored = change.path in stored
+                    return self._read_stored(change) if is_stored else read_new(change.path)
+
+                yield from diff_changes(
+                    wanted, self._read_old, read, object_format=self.object_format
+                )
 
     def _fetch_contents(self, changes: Iterable[Change]) -> None:
         """Have here what a comparison is going to read: of a lazy clone, in one request."""
@@ -607,27 +613,27 @@ class Repository(repository.Repository):
     def _here(self) -> Iterator[_Here]:
         """What is unsaved in the place that we are in."""
         if self.mountpoint is None and self.git is not None and self.git.bare:
-            yield _Here(self.worktree_base(), (), 0, self._read_file)
+            yield _Here(self.worktree_base(), (), 0, self._reading)
         elif self.mountpoint is None:
             from heddle.repo import worktree
 
             found = worktree.status(self)
             base = self.worktree_base()
-            yield _Here(base, found.changes, found.ignored_count, self._read_file)
+            yield _Here(base, found.changes, found.ignored_count, self._reading)
         elif self.shown is not None:
             shown = unsaved.shown_state(self.mountpoint, self.runtime)
-            yield _Here(shown, (), 0, self._read_file)
+            yield _Here(shown, (), 0, self._reading)
         else:
             with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
                 changes, ignored = mine.status()
-                yield _Here(mine.base, changes, ignored, mine.read_new)
+                yield _Here(mine.base, changes, ignored, mine.reading)
 
-    def _read_file(self, path: bytes) -> bytes:
-        where = os.path.join(os.fsencode(self.path), path)
-        try:
-            return os.readlink(where)
-        except OSError:
-            return Path(os.fsdecode(where)).read_bytes()
+    def _reading(
+        self, changes: Sequence[Change]
+    ) -> AbstractContextManager[Callable[[bytes], bytes]]:
+        from heddle.repo import worktree
+
+        return worktree.reading(self, changes)
 
     def _read_old(self, change: Change) -> bytes:
         assert change.old_id is not None

@@ -24,7 +24,7 @@ from heddle.mount.shell import (
     Stale,
 )
 from heddle.mount.upper import NO_MARKS, Marks
-from heddle.mount.view import stat_key
+from heddle.mount.view import Known, stat_key
 
 _XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -170,7 +170,7 @@ class Attributes(Files):
         if marks is NO_MARKS:  # nearly all: cheaper than a replacement
             return Marks(mtime_ns=mtime_ns, ctime_ns=update.ctime_ns) if update.ctime_ns else marks
         if not self.is_stored(status, marks):
-            marks = marks._replace(stored=None)
+            marks = marks._replace(stored=None, cleaned=None)
         if marks.blob is None and marks.stored is None and update.ctime_ns is None:
             return marks._replace(ctime_ns=None)
         return marks._replace(mtime_ns=mtime_ns, ctime_ns=update.ctime_ns)
@@ -182,10 +182,10 @@ class Attributes(Files):
         else:
             directory, name = self._at(node)
             os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
-        if entry is not None and stat_key(status) == entry[:3]:
+        if entry is not None and entry.is_of(status):
             after = self._status(node)
             if after is not None:  # same bytes at a new time
-                self.known[node.real_ino] = (*stat_key(after), entry[3])
+                self.known[node.real_ino] = Known(*stat_key(after), *entry[3:])
 
     def _at(self, node: FileNode) -> tuple[int, bytes]:
         if node.parent is None:

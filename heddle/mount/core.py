@@ -617,15 +617,31 @@ class ContentAddressedMount(Attributes, PlatformShell):
         self._set_file_times(node, AttrUpdate(mtime_ns=mtime_ns, ctime_ns=ctime_ns))
 
     def mark_stored(
-        self, directory: DirNode, name: bytes, status: os.stat_result, blob: ObjectID
+        self,
+        directory: DirNode,
+        name: bytes,
+        status: os.stat_result,
+        blob: ObjectID,
+        cleaned: int | None,
     ) -> None:
-        """Note on a real file that its bytes are a blob, keeping the times that it shows."""
+        """Note on a real file what it is stored as, keeping the times that it shows.
+
+        Args:
+            directory, name: where it is.
+            status: of it, when it was read.
+            blob: what it is stored as.
+            cleaned: the blob's size, if it has other bytes than the file.
+        """
         where = up.entry_path(self.fd(directory), name)
         live = self.live_file(directory, name, status)
         known = up.read_marks(where) if live is None else live.marks
-        if known is not None and (known.blob is not None or known.stored == blob):
+        if known is not None and (
+            known.blob is not None or (known.stored, known.cleaned) == (blob, cleaned)
+        ):
             return
-        marks = self._keeping(status, known)._replace(stored=blob, size=status.st_size)
+        marks = self._keeping(status, known)._replace(
+            stored=blob, cleaned=cleaned, size=status.st_size
+        )
         up.write_marks(where, marks)
         if live is not None:
             live.marks = marks

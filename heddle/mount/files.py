@@ -121,7 +121,7 @@ class Files(View):
         self.known.pop(node.real_ino, None)
         marks = node.marks
         if marks is not None and marks.stored is not None:
-            self._write_marks(node, marks._replace(stored=None))
+            self._write_marks(node, marks._replace(stored=None, cleaned=None))
             faults.reach("files.content-changes")
         self._touch_parents(node)
 

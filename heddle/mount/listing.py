@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
@@ -176,7 +176,8 @@ class Listing:
         first = len(self.entries)
         recorded = self._lower.entries(base)
         below = self._lower.entries(look.lower)
-        files = self._files(path, [each for each in look.names if each in recorded], look.names)
+        in_both = {each: recorded[each][1] for each in look.names if each in recorded}
+        files = self._files(path, in_both, look.names)
         inside = []
         for each, (mode, id) in recorded.items():
             where = path + each
@@ -330,28 +331,28 @@ class Listing:
         return self._in_loop(look)
 
     def _files(
-        self, path: bytes, names: Sequence[bytes], whiteouts: dict[bytes, bool]
+        self, path: bytes, recorded: Mapping[bytes, ObjectID], whiteouts: dict[bytes, bool]
     ) -> dict[bytes, _Shown]:
-        """The files among some names of an upper directory."""
-        wanted = [name for name in names if not whiteouts[name]]
+        """The files among some names of an upper directory, with what is recorded there."""
+        wanted = [(name, id) for name, id in recorded.items() if not whiteouts[name]]
         shown: dict[bytes, _Shown] = {}
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
             shown.update(self._in_loop(lambda part=part: self._some(path, part)))  # type: ignore[misc]
         return shown
 
-    def _some(self, path: bytes, names: Sequence[bytes]) -> dict[bytes, _Shown]:
+    def _some(self, path: bytes, recorded: Sequence[tuple[bytes, ObjectID]]) -> dict[bytes, _Shown]:
         core = self._core
         shown = {}
         with _at(core, path.rstrip(b"/")) as directory:
             if not isinstance(directory, DirNode):
                 return {}
-            for name in names:
+            for name, base in recorded:
                 node = core.child(directory, name)
                 if isinstance(node, FileNode):
                     attrs = core.attrs_of(node)
                     status, settled = self._status(attrs)
-                    id = core.known_content(node) if settled else None
+                    id = core.recorded(node, base) if settled else None
                     shown[name] = _Shown(attrs.mode, id, status)
                 core.drop_if_unused(node)
         return shown

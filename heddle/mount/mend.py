@@ -163,10 +163,11 @@ def _file_flaws(path: bytes, marks: Marks, store: ObjectStore, *, full: bool) ->
             what = f"{name} shows parts of {marks.under.blob.decode()}, which can't be had"
             yield Flaw("under", path, what, marks)
         elif marks.stored is not None and _is_settled(status, marks):
-            if not _is_object(store, marks.stored, BLOB, marks.size):
+            size = marks.size if marks.cleaned is None else marks.cleaned
+            if not _is_object(store, marks.stored, BLOB, size):
                 what = f"{name} was captured as {marks.stored.decode()}, which can't be had"
                 yield Flaw("stored", path, what, marks)
-            elif full and _hash(path, marks, store) != marks.stored:
+            elif full and marks.cleaned is None and _hash(path, marks, store) != marks.stored:
                 what = f"{name} is not what was captured as {marks.stored.decode()}"
                 yield Flaw("bytes", path, what, marks)
     except OSError as error:
@@ -312,7 +313,7 @@ def _mend_file(flaw: Flaw, store: ObjectStore, repair: Repair) -> None:
     if flaw.kind == "stored" or _has_own_bytes(path, status, flaw.marks, store):
         under = flaw.marks.under if flaw.kind == "stored" else None  # else nobody knows which parts
         marks: Marks | None = flaw.marks._replace(
-            blob=None, stored=None, under=under, ctime_ns=None
+            blob=None, stored=None, cleaned=None, under=under, ctime_ns=None
         )
     else:
         marks = _showing(flaw.marks, status, store)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,20 +30,11 @@ from heddle.mount.core import ContentAddressedMount
 from heddle.mount.follow import give_way, in_the_way, keep_view
 from heddle.mount.lower import Lower
 from heddle.mount.nodes import DirNode, FileNode
-from heddle.mount.partial import Reader
 from heddle.mount.runtime import lock_within
-from heddle.mount.snapshot import (
-    NOTHING_SKIPPED,
-    Snapshot,
-    Unknown,
-    found,
-    hash_file,
-    read_whole,
-    settle,
-    store_file,
-)
+from heddle.mount.snapshot import NOTHING_SKIPPED, Snapshot, Unknown, found, read_whole
 from heddle.mount.upper import NUMBERS, Upper
-from heddle.repo import linked
+from heddle.mount.view import Known, stat_key
+from heddle.repo import conversions, linked, worktree
 from heddle.repo.capture import Captured, record_state
 from heddle.repo.changes import Change, current_umask, find_renames, tree_changes
 from heddle.repo.database import Move
@@ -56,18 +48,26 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Agent, Attribution
+    from heddle.mount.converting import Settled, Settling
     from heddle.objects.pack import PackWriter
+    from heddle.repo.gitclean import Cleaner
+    from heddle.repo.gitlink import GitDir
     from heddle.repo.repository import Repository
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_TRIES = 5
 _NEW_TIME_LIMIT = 10_000  # files that get a time of their own when others moved the thread
 
 
 def _directly(function: Callable[[], T]) -> T:
     return function()
+
+
+class NotSettled(Busy):
+    """A changed file has to be converted by git, and was not: what a capture needs has to be settled once more."""
 
 
 class Overlay:
@@ -79,6 +79,7 @@ class Overlay:
         base: the state that unsaved changes are relative to, None for the empty tree.
         in_loop: runs a function where nothing else changes the view; a session sets it to its event loop.
         git_index: git's index of the mount, or of the last one; it may be missing.
+        mountpoint: where it is mounted just now, if it is.
     """
 
     def __init__(
@@ -97,9 +98,13 @@ class Overlay:
         self.in_loop: Callable[[Callable[[], T]], T] = _directly
         self._directory = directory
         self.git_index = None if directory is None else _git_index(repo, thread, directory)
+        self.mountpoint: Path | None = None
         self._lock = lock
         self._base_tree = core.root.lower if base is not None else None
         self._exclude = repo.exclude_rules()
+        self._everywhere = self._conversions()
+        self._plain: set[bytes] = set()
+        self._plain_since = 0
         self._was_skipped = NOTHING_SKIPPED
         self._index_seen: tuple[int, int, int] | None = None
         self._umask = current_umask()  # of whoever mounts: a session sets its own to 0 later
@@ -189,18 +194,22 @@ class Overlay:
         self,
         *,
         writer: PackWriter | None = None,
+        ahead_of: PackWriter | None = None,
         paths: Sequence[bytes] = (),
         hash_unknown: bool = True,
     ) -> Snapshot:
-        exclude, skipped = self._excluded(), self._skipped()
-        if exclude != self._exclude or skipped != self._was_skipped:
-            self._exclude, self._was_skipped = exclude, skipped
+        exclude, skipped, everywhere = self._excluded(), self._skipped(), self._conversions()
+        if (exclude, skipped, everywhere) != (self._exclude, self._was_skipped, self._everywhere):
+            self._exclude, self._was_skipped, self._everywhere = exclude, skipped, everywhere
             self.core.epoch += 1  # what was found clean may not be any more
+        if self._plain_since != self.core.epoch:
+            self._plain, self._plain_since = set(), self.core.epoch
         return Snapshot(
             self.core,
             self._base_tree,
             exclude=exclude,
             writer=writer,
+            ahead_of=ahead_of,
             paths=paths,
             hash_unknown=hash_unknown,
             umask=self._umask,
@@ -208,6 +217,8 @@ class Overlay:
             staged=self._read_staged,
             on_git=self.repo.git is not None,
             trusts_modes=self.repo.trusts_modes,
+            everywhere=everywhere,
+            plain=self._plain,
         )
 
     def _excluded(self) -> bytes:
@@ -217,6 +228,31 @@ class Overlay:
         except HeddleError as error:
             log.warning("what git ignores can't be read: %s", error)
             return self._exclude
+
+    def _conversions(self) -> bytes | None:
+        """Rules for what git converts that are in no directory; None: it converts nothing here."""
+        git = self._git()
+        return None if git is None else conversions.everywhere(git, self.repo.environment)
+
+    def _git(self) -> GitDir | None:
+        """Git's things of the mount, of the repository while there are none."""
+        git = self.repo.git
+        if git is None or self.git_index is None:
+            return git
+        private = self.git_index.parent
+        is_there = private.parent == git.common / "worktrees" and (private / "HEAD").exists()
+        return git._replace(path=private) if is_there else git
+
+    def _staged_at(self, git: GitDir) -> Path:
+        """Git's index of the mount; one that was put aside counts while the overlay is as it was then."""
+        index = self.git_index
+        if index is None:
+            return git.path / "index"
+        if index.parent.name == PUT_ASIDE:
+            aside = linked.read(index.parent, git.common)
+            if aside is None or (aside.base or "").encode() != (self.base or b""):
+                return index.with_name("none")
+        return index
 
     def _skipped(self) -> Skipped:
         """What git leaves out of the mount."""
@@ -257,12 +293,8 @@ class Overlay:
         return self.in_loop(take)
 
     def _learn_ids(self) -> None:
-        """Hash the changed files that only their bytes can tell from the base's."""
-
-        def identify(read: Reader, size: int) -> ObjectID:
-            return hash_file(read, size, self.core.lower.object_format)
-
-        self._settle(identify, lambda unknown: unknown.comparable)
+        """Learn the ids of the changed files that only their bytes can tell from the base's."""
+        self._settle(None, lambda unknown: unknown.comparable)
 
     def changes(self) -> list[Change]:
         """Unsaved changes against the base, without what is ignored; renames found by id."""
@@ -301,6 +333,23 @@ class Overlay:
                 raise KeyError(path)
             return read_whole(self.core, node)
 
+    def _rules_at(self, path: bytes) -> bytes | None:
+        """The content of a file with rules, None where there is none."""
+        try:
+            return self.read_new(path)
+        except KeyError:
+            return None
+
+    def _copied(self, change: Change, cleaner: Cleaner, attributes: conversions.Attributes) -> bool:
+        """Give git a copy of a changed file that it may convert, and of what says so; whether it may."""
+        is_file = change.new_mode is not None and stat.S_ISREG(change.new_mode)
+        if not is_file or attributes.kind(change.path) == conversions.Kind.NOTHING:
+            return False
+        for path in (*conversions.files_above(change.path), change.path):
+            with suppress(KeyError):
+                cleaner.put(path, [self.read_new(path)])
+        return True
+
     def writers(self) -> list[bytes]:
         """Paths of files that are open for writing: the kernel may hold bytes of them."""
         return [
@@ -312,46 +361,172 @@ class Overlay:
     # --- capture ---------------------------------------------------------------------------------------
 
     def _settle(
-        self, identify: Callable[[Reader, int], ObjectID], wanted: Callable[[Unknown], bool]
+        self,
+        writer: PackWriter | None,
+        wanted: Callable[[Unknown], bool],
+        paths: Sequence[bytes] = (),
     ) -> None:
-        """Learn the ids of changed files, reading them where the view need not stand still.
+        """Learn what changed files are stored as, reading them where the view need not stand still.
 
-        A file is believed only if nothing was written to it meanwhile: `ContentAddressedMount.known` holds a place
-        for it, which any write through the mount takes away.
+        A file is believed only if nothing was written to it meanwhile: what `ContentAddressedMount.known` holds of it
+        then is what was put there before it was read.
+
+        Args:
+            writer: stores them; None: only ids are wanted, and what git can't convert stays unknown.
+            wanted: which of the changed files.
+            paths: only those at or below these paths.
+
+        Raises:
+            NotConverted, Unavailable: git can't convert one that is to be stored.
         """
         core = self.core
+        pending: dict[int, Known] = {}
 
-        def plan() -> list[Unknown]:
-            snapshot = self._snapshot(hash_unknown=False)
+        def plan() -> tuple[list[Unknown], Mapping[bytes, bytes], int]:
+            snapshot = self._snapshot(ahead_of=writer, paths=paths, hash_unknown=False)
             snapshot.take()
             chosen = [one for one in snapshot.unknown if wanted(one)]
-            core.known.update((one.status.st_ino, None) for one in chosen)
-            return chosen
+            for one in chosen:
+                was = core.known.get(one.status.st_ino)
+                places = was.places if was is not None and was.is_of(one.status) else {}
+                pending[one.status.st_ino] = Known(*stat_key(one.status), None, places)
+            core.known.update(pending)
+            return chosen, snapshot.attributes.files, core.epoch
 
-        unknown = self.in_loop(plan)
+        unknown, attributes, epoch = self.in_loop(plan)
         if not unknown:
             return
-        assert self._directory is not None
-        root = os.fsencode(self._directory / "upper")
-        found = list(settle(root, unknown, core.lower, identify))
+        found: list[Settled] = []
+        plain: set[bytes] = set()
 
         def apply() -> None:
-            for one, blob in found:
-                status = one.status
-                key = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                if core.known.get(status.st_ino, ()) is None:
-                    core.known[status.st_ino] = (*key, blob)
-            for one in unknown:
-                if core.known.get(one.status.st_ino, ()) is None:
-                    del core.known[one.status.st_ino]
+            if self._plain_since == epoch:
+                self._plain |= plain
+            learned = pending.copy()
+            for each in found:
+                ino = each.file.status.st_ino
+                learned[ino] = each.added_to(learned[ino], epoch)
+            for ino, known in learned.items():
+                if core.known.get(ino) is not pending[ino]:
+                    continue  # it was written to meanwhile
+                if known.blob is None and not known.places:
+                    del core.known[ino]
+                else:
+                    core.known[ino] = known
 
-        self.in_loop(apply)
+        try:
+            with self._settling(writer, attributes) as settling:
+                found += settling.settle(unknown)
+                plain |= settling.plain
+        finally:
+            self.in_loop(apply)
 
-    def prestore(self, writer: PackWriter) -> None:
-        """Store what is closed and unchanged ahead of `capture`, so that the latter is short. For a worker thread."""
-        self._settle(
-            lambda read, size: store_file(writer, read, size), lambda unknown: not unknown.open
-        )
+    @contextmanager
+    def _settling(
+        self, writer: PackWriter | None, attributes: Mapping[bytes, bytes]
+    ) -> Iterator[Settling]:
+        from heddle.mount.converting import Settling
+
+        assert self._directory is not None
+        with self._cleaner() as cleaner:
+            yield Settling(
+                os.fsencode(self._directory / "upper"),
+                self.core.lower,
+                writer,
+                cleaner,
+                attributes=attributes,
+                mountpoint=self.mountpoint,
+                strict=writer is not None,
+            )
+
+    @contextmanager
+    def _cleaner(self) -> Iterator[Cleaner | None]:
+        """Git, to convert copies of files; None where it is not to."""
+        git = self._git()
+        if git is None:
+            yield None
+            return
+        from heddle.repo.gitclean import PLACE, Cleaner
+
+        with Cleaner(
+            git,
+            self.repo.store,
+            environment=self.repo.environment,
+            index=self._staged_at(git),
+            place=self.repo.heddle_dir / PLACE,
+            umask=self._umask,
+        ) as cleaner:
+            yield cleaner
+
+    @contextmanager
+    def reading(self, changes: Sequence[Change]) -> Iterator[Callable[[bytes], bytes]]:
+        """What reads changed paths as they would be captured, for a comparison. For an overlay without a mount."""
+        with self._cleaner() as cleaner:
+            if cleaner is None:
+                yield self.read_new
+                return
+            attributes = conversions.Attributes(
+                self._rules_at, everywhere=self._conversions() or b""
+            )
+            copied = [change for change in changes if self._copied(change, cleaner, attributes)]
+            if not copied:
+                yield self.read_new
+                return
+            with worktree.reading(
+                self.repo,
+                copied,
+                git=self._git(),
+                index=cleaner.index,
+                root=cleaner.root,
+                read=self.read_new,
+            ) as read:
+                yield read
+
+    def prestore(
+        self, writer: PackWriter, *, paths: Sequence[bytes] = (), also_open: bool = True
+    ) -> None:
+        """Store what is unchanged ahead of `capture`, so that the latter is short. For a worker thread.
+
+        Args:
+            writer: which `capture` gets.
+            paths: as it gets.
+            also_open: files too that a program may be writing.
+        """
+        self._settle(writer, lambda unknown: also_open or not unknown.open, paths)
+
+    def record(
+        self,
+        *,
+        message: str,
+        attribution: Attribution,
+        paths: Sequence[bytes] = (),
+        allow_empty: bool = False,
+        writer: PackWriter,
+    ) -> Captured:
+        """Record the unsaved changes, long things first and where the view need not stand still; see `capture`.
+
+        A file that git has to convert is converted before the view stands still. One that is written to just then
+        is tried again, and left out in the end.
+
+        Raises:
+            NotConverted, Unavailable: git can't convert a file; nothing was changed.
+        """
+        for left in reversed(range(_TRIES)):
+            self.prestore(writer, paths=paths, also_open=left < _TRIES - 1)
+            writer.sync()
+            faults.reach("overlay.prestored")
+            with suppress(NotSettled):
+                return self.in_loop(
+                    lambda left=left: self.capture(  # type: ignore[misc]
+                        message=message,
+                        attribution=attribution,
+                        paths=paths,
+                        allow_empty=allow_empty,
+                        writer=writer,
+                        leave_out=left == 0,
+                    )
+                )
+        raise AssertionError("the last try leaves out what it can't have")
 
     def capture(
         self,
@@ -361,6 +536,7 @@ class Overlay:
         paths: Sequence[bytes] = (),
         allow_empty: bool = False,
         writer: PackWriter | None = None,
+        leave_out: bool = True,
     ) -> Captured:
         """Record the unsaved changes as a new state and move the thread to it.
 
@@ -373,9 +549,11 @@ class Overlay:
             paths: capture these only, and what is below them.
             allow_empty: make a state even if nothing changed.
             writer: one that `prestore` filled, else a new one.
+            leave_out: a file that git would have to convert first is left out; else that is an error.
 
         Raises:
             NothingToCapture: nothing changed.
+            NotSettled: a file has to be converted; nothing was changed.
             ThreadMoved: somebody else moved the thread since this overlay's base.
         """
         started = time.monotonic()
@@ -384,6 +562,8 @@ class Overlay:
             snapshot = self._snapshot(writer=pack, paths=paths)
             tree = snapshot.take()
             assert tree is not None
+            if snapshot.unconverted and not leave_out:
+                raise NotSettled(f"{snapshot.unconverted[0]!r} is not converted")
             if not snapshot.changes and not allow_empty:
                 raise NothingToCapture(f"nothing has changed on thread {self.thread}")
             faults.reach("overlay.tree-built")
@@ -616,7 +796,7 @@ def _make_core(
     core = ContentAddressedMount(
         lower, upper, tree, time_ns=when, uid=os.geteuid(), gid=os.getegid()
     )
-    core.watched = frozenset(RULE_FILES)
+    core.watched = frozenset((*RULE_FILES, conversions.NAME))
     return core
 
 

@@ -69,6 +69,8 @@ def _mend_file(path: bytes) -> bool:
         return False
     os.truncate(path, 0)
     faults.reach("powerloss.emptied")
-    up.write_marks(path, marks._replace(blob=marks.stored, stored=None, under=None))
-    os.truncate(path, marks.size)
+    size = marks.size if marks.cleaned is None else marks.cleaned
+    shown = marks._replace(blob=marks.stored, stored=None, cleaned=None, under=None, size=size)
+    up.write_marks(path, shown)
+    os.truncate(path, size)
     return True

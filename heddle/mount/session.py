@@ -497,6 +497,7 @@ class _Session:
         faults.reach("session.mounted")
         self._token = trio.lowlevel.current_trio_token()
         self._overlay.in_loop = self._in_loop
+        self._overlay.mountpoint = self._mountpoint
         self._repo.store.hurried_thread = self._loop_thread
         self._control.start()
         registry.register(self._runtime, self._record)
@@ -725,17 +726,12 @@ class _Session:
         attribution = wire.attribution_from_json(request["attribution"])
         paths = [wire.path_of(path) for path in request["paths"]]
         with self._capturing, self._busy_with("capture"), self._repo.store.writer() as writer:
-            self._overlay.prestore(writer)
-            writer.sync()
-            faults.reach("session.prestored")
-            captured = self._in_loop(
-                lambda: self._overlay.capture(
-                    message=request["message"],
-                    attribution=attribution,
-                    paths=paths,
-                    allow_empty=request["allow_empty"],
-                    writer=writer,
-                )
+            captured = self._overlay.record(
+                message=request["message"],
+                attribution=attribution,
+                paths=paths,
+                allow_empty=request["allow_empty"],
+                writer=writer,
             )
         return wire.captured_to_json(captured)
 

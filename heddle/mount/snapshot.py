@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
-from heddle.errors import Busy
 from heddle.mount import upper as up
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.depth import any_depth
@@ -31,6 +30,7 @@ from heddle.repo.changes import (
     not_kept_of_mode,
     within,
 )
+from heddle.repo.conversions import Attributes, Convertible, Kind, may_become, watched
 from heddle.repo.gitstage import Seen, Skipped, Staged
 from heddle.repo.ignore import IgnoreRules, always_ignored
 from heddle.repo.worktree import git_mode
@@ -55,23 +55,34 @@ class Unknown(NamedTuple):
     Attributes:
         path: from the root of the mount.
         status: of the real file when the walk met it.
-        comparable: the base has a file of the same size here: only its bytes can tell whether it changed.
+        comparable: the base has a file here that it may be stored as: only its bytes can tell whether it changed.
         open: a program may be writing it.
+        kind: what git may do to it.
+        lines: what of that to line endings.
+        base: what the base has here, if that is a file.
     """
 
     path: bytes
     status: os.stat_result
     comparable: bool
     open: bool
+    kind: Kind
+    lines: Kind
+    base: tuple[int, ObjectID] | None
 
 
 class Stored(NamedTuple):
-    """A real file whose bytes this walk stored or found stored."""
+    """A real file that this walk stored or found stored, as ``ContentAddressedMount.mark_stored`` takes it."""
 
     directory: DirNode
     name: bytes
     status: os.stat_result
     blob: ObjectID
+    cleaned: int | None
+
+
+class _Unconverted(Exception):
+    """What git makes of a file is not known, and not to be found out while the view stands still."""
 
 
 class _Result(NamedTuple):
@@ -94,12 +105,15 @@ class Snapshot:
         base: root tree to compare with, None for none.
         exclude: rules of the whole repository (``.git/info/exclude``).
         writer: build trees and store files in it; None only compares.
+        ahead_of: the writer that a later walk is to store files in: a known file that is not stored is unknown.
         paths: look at these and what is below them only; elsewhere the base stands.
         hash_unknown: read files that only their bytes can tell from the base's.
         umask: modes that it gives are not told as not recorded.
         skipped: what git leaves out of the mount: the base stands there.
         staged: git's index of the mount; called when something may be asked of it.
         trusts_modes: executable bits mean something.
+        everywhere: rules of git's for conversions that are in no directory; None: nothing is converted.
+        plain: files that no attribute but those of line endings speaks about; what is not in it is not known.
         on_git: a new directory with a ``.git`` is another repository, whose link only git records.
 
     Attributes:
@@ -107,6 +121,8 @@ class Snapshot:
         ignored: entries left out because of ignore rules, a directory counted once.
         not_recorded: what a git tree can't hold.
         unknown: changed files whose id is not known (when they were not hashed or stored here).
+        unconverted: changed files that could not be stored, since git would have had to convert them.
+        attributes: what git may do to files.
         stored: real files whose blob is known now.
         size: bytes of the changed files.
     """
@@ -118,6 +134,7 @@ class Snapshot:
         *,
         exclude: bytes = b"",
         writer: PackWriter | None = None,
+        ahead_of: PackWriter | None = None,
         paths: Sequence[bytes] = (),
         hash_unknown: bool = True,
         umask: int = 0o022,
@@ -125,17 +142,21 @@ class Snapshot:
         staged: Callable[[], Staged | None] = lambda: None,
         on_git: bool = False,
         trusts_modes: bool = True,
+        everywhere: bytes | None = None,
+        plain: Container[bytes] = (),
     ) -> None:
         self.changes: list[Change] = []
         self.ignored = 0
         self.not_recorded: list[NotRecorded] = []
         self._left_out = 0  # of these, what is not in the state at all
         self.unknown: list[Unknown] = []
+        self.unconverted: list[bytes] = []
         self.stored: list[Stored] = []
         self.size = 0
         self._core = core
         self._base = base
         self._writer = writer
+        self._stores_in = writer or ahead_of
         self._paths = normalised(paths)
         self._hash_unknown = hash_unknown
         self._umask = umask
@@ -144,6 +165,9 @@ class Snapshot:
         self._on_git = on_git
         self._trusts_modes = trusts_modes
         self._rules = IgnoreRules(self._read_rules, exclude=exclude)
+        self._converts = everywhere is not None
+        self.attributes = Attributes(self._read_rules, everywhere=everywhere or b"")
+        self._plain = plain
         self._visited: list[tuple[DirNode, int]] = []
 
     def take(self) -> ObjectID | None:
@@ -398,22 +422,62 @@ class Snapshot:
         marks = up.read_marks(where) if live is None else live.marks
         permissions = status.st_mode if marks is None or marks.mode is None else marks.mode
         mode = git_mode(permissions, base, trusted=self._trusts_modes)
-        blob = core.content_id(status, marks)
+        blob, cleaned = self._known_as(status, marks, base, path)
         if blob is not None and not self._is_kept(blob, marks):
             blob = None
         if self._is_as_git_made_it(parent, name, (mode, blob), base, path):
             return base
         size = marks.size if marks is not None and marks.blob is not None else status.st_size
         if blob is None:
-            blob = self._identify(parent, name, status, base, path, live)
+            cleaned = None
+            try:
+                blob = self._identify(parent, name, status, base, path, live)
+            except _Unconverted:
+                self.unconverted.append(path)
+                self.not_recorded.append(NotRecorded(path, "it kept changing while it was read"))
+                self._left_out += 1
+                return base
         if base is None or base != (mode, blob):
             self.size += size
             why = not_kept_of_mode(permissions, self._umask)
             if why is not None:
                 self.not_recorded.append(NotRecorded(path, why))
-        if blob is not None and (marks is None or (marks.blob is None and marks.stored != blob)):
-            self.stored.append(Stored(parent, name, status, blob))
+        says = None if marks is None else (marks.blob or marks.stored, marks.cleaned)
+        if blob is not None and says != (blob, cleaned):
+            self.stored.append(Stored(parent, name, status, blob, cleaned))
         return self._leaf(path, base, (mode, blob))
+
+    def _known_as(
+        self,
+        status: os.stat_result,
+        marks: up.Marks | None,
+        base: tuple[int, ObjectID] | None,
+        path: bytes,
+    ) -> tuple[ObjectID | None, int | None]:
+        """The blob that a file is known to be stored as, and its size if that has other bytes."""
+        core = self._core
+        recorded = None if base is None else base[1]
+        noted = core.noted(status, marks, recorded)
+        if noted is not None:
+            is_hole = marks is not None and marks.blob is not None
+            if is_hole or noted[0] == recorded or self._kind(path) == Kind.NOTHING:
+                return noted
+        known = core.known.get(status.st_ino)
+        if known is None or not known.is_of(status):
+            return None, None
+        at_path = known.places.get((path, core.epoch))
+        if at_path is not None:
+            return at_path
+        return (known.blob, None) if self._kind(path) == Kind.NOTHING else (None, None)
+
+    def _kind(self, path: bytes) -> Kind:
+        """What git may do to a file."""
+        kind = self.attributes.kind(path) if self._converts else Kind.NOTHING
+        return self._lines(path) if kind == Kind.ANYTHING and path in self._plain else kind
+
+    def _lines(self, path: bytes) -> Kind:
+        """What of that to line endings."""
+        return self.attributes.lines(path) if self._converts else Kind.NOTHING
 
     def _is_as_git_made_it(
         self,
@@ -439,9 +503,9 @@ class Snapshot:
 
     def _is_kept(self, blob: ObjectID, marks: up.Marks | None) -> bool:
         """Say whether a known blob need not be stored: a status only hashed it, a failed capture's pack is gone."""
-        if self._writer is None or (marks is not None and blob in (marks.blob, marks.stored)):
+        if self._stores_in is None or (marks is not None and blob in (marks.blob, marks.stored)):
             return True
-        return blob in self._writer or blob in self._core.lower.store
+        return blob in self._stores_in or blob in self._core.lower.store
 
     def _identify(
         self,
@@ -452,22 +516,36 @@ class Snapshot:
         path: bytes,
         live: object,
     ) -> ObjectID | None:
-        """The blob id of a file that nobody knows: store it, hash it if only that can tell, or note it for later."""
-        comparable = (
-            base is not None
-            and stat.S_ISREG(base[0])
-            and self._core.lower.size_if_known(base[1]) in (status.st_size, None)
+        """The blob id of a file that nobody knows: store it, hash it if only that can tell, or note it for later.
+
+        Raises:
+            _Unconverted: it is to be stored, and git may store something else.
+        """
+        kind = self._kind(path)
+        recorded = base if base is not None and stat.S_ISREG(base[0]) else None
+        stored = None if recorded is None else self._core.lower.size_if_known(recorded[1])
+        comparable = recorded is not None and (
+            stored is None or may_become(kind, status.st_size, stored)
         )
-        if self._writer is None and not (comparable and self._hash_unknown):
+        is_worth_it = kind == Kind.NOTHING or stored in (status.st_size, None)
+        if self._writer is None and not (comparable and is_worth_it and self._hash_unknown):
             is_open = isinstance(live, FileNode) and live.writers > 0
-            self.unknown.append(Unknown(path, status, comparable, is_open))
+            self.unknown.append(
+                Unknown(path, status, comparable, is_open, kind, self._lines(path), recorded)
+            )
             return None
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._core.fd(parent))
         try:
             read = shown_bytes(self._core.lower, fd)
-            if self._writer is not None:
-                return store_file(self._writer, read, status.st_size)
-            return hash_file(read, status.st_size, self._core.lower.object_format)
+            if self._writer is None:
+                blob = hash_file(read, status.st_size, self._core.lower.object_format)
+                is_told = kind == Kind.NOTHING or (recorded is not None and blob == recorded[1])
+                return blob if is_told else None
+            if kind == Kind.ANYTHING:
+                raise _Unconverted
+            return store_file(self._writer, watched(read, kind), status.st_size)
+        except Convertible:
+            raise _Unconverted from None
         finally:
             os.close(fd)
 
@@ -551,37 +629,8 @@ def read_whole(core: ContentAddressedMount, node: FileNode) -> bytes:
         core.release(node.ino)
 
 
-def settle(
-    root: bytes,
-    unknown: Sequence[Unknown],
-    lower: Lower,
-    identify: Callable[[Reader, int], ObjectID],
-) -> Iterator[tuple[Unknown, ObjectID]]:
-    """Read files by their path on disk, in any thread; those that move or change meanwhile are passed over.
-
-    Args:
-        root: path of the upper directory.
-        unknown: what to read.
-        lower: where the bytes are that a file does not have.
-        identify: makes an id of what reads a file, and its size.
-    """
-    for one in unknown:
-        try:
-            fd = os.open(root + b"/" + one.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if _same(os.fstat(fd), one.status):
-                blob = identify(shown_bytes(lower, fd), one.status.st_size)
-                if _same(os.fstat(fd), one.status):
-                    yield one, blob
-        except (OSError, ValueError, Busy, up.Damaged):  # Busy: it had more or fewer bytes
-            continue
-        finally:
-            os.close(fd)
-
-
-def _same(status: os.stat_result, before: os.stat_result) -> bool:
+def same_file(status: os.stat_result, before: os.stat_result) -> bool:
+    """Whether a real file was not touched between two looks at it."""
     return (
         status.st_ino == before.st_ino
         and status.st_size == before.st_size

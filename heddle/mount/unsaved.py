@@ -6,9 +6,8 @@ it. What counts as changed and how it is captured is ``overlay``'s; which sessio
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,8 +40,10 @@ class Unsaved(Protocol):
     def status(self) -> tuple[list[Change], int]:
         """What differs from the base, without what is ignored, and how many ignored entries there are."""
 
-    def read_new(self, path: bytes) -> bytes:
-        """The present bytes of a changed path: a file's content or a link's target."""
+    def reading(
+        self, changes: Sequence[Change]
+    ) -> AbstractContextManager[Callable[[bytes], bytes]]:
+        """What reads changed paths as they would be captured: a file's content or a link's target."""
 
     def capture(
         self,
@@ -214,6 +215,7 @@ class _Live:
         self._socket = session.record.socket
         self._mountpoint = session.mountpoint
         assert session.thread is not None
+        self._thread = session.thread
         self.base = repo.overlay_base(session.thread)
 
     def status(self) -> tuple[list[Change], int]:
@@ -222,12 +224,15 @@ class _Live:
         said = control.call(self._socket, "status", part=found.extend)
         return [wire.change_from_json(one) for one in found], said["ignored_count"]
 
-    def read_new(self, path: bytes) -> bytes:
-        where = os.path.join(os.fsencode(self._mountpoint), path)
-        try:
-            return os.readlink(where)
-        except OSError:
-            return Path(os.fsdecode(where)).read_bytes()
+    def reading(
+        self, changes: Sequence[Change]
+    ) -> AbstractContextManager[Callable[[bytes], bytes]]:
+        from heddle.repo import worktree
+
+        git = next(
+            (each.git for each in linked.of(self._repo) if each.thread == self._thread), None
+        )
+        return worktree.reading(self._repo, changes, git=git, root=self._mountpoint)
 
     def capture(
         self,
@@ -277,8 +282,10 @@ class _Offline:
     def status(self) -> tuple[list[Change], int]:
         return self._overlay.status()
 
-    def read_new(self, path: bytes) -> bytes:
-        return self._overlay.read_new(path)
+    def reading(
+        self, changes: Sequence[Change]
+    ) -> AbstractContextManager[Callable[[bytes], bytes]]:
+        return self._overlay.reading(changes)
 
     def capture(
         self,
@@ -289,8 +296,7 @@ class _Offline:
         allow_empty: bool = False,
     ) -> Captured:
         with self._repo.store.writer() as writer:
-            self._overlay.prestore(writer)
-            return self._overlay.capture(
+            return self._overlay.record(
                 message=message,
                 attribution=attribution,
                 paths=paths,

@@ -76,6 +76,8 @@ class Marks(NamedTuple):
         time_ns: on the root: the time of captured files that have none of their own.
         blob: the bytes are not here but in this blob (the real file is a hole of the right size).
         stored: the bytes are here and are also this blob's, for as long as size and mtime are the recorded ones.
+        cleaned: with ``stored``: they are not, but git makes that blob of them at the path where it is recorded; its
+            size.
         under: some of the bytes are not here but in a blob; size and times are the real file's.
         size: belongs to ``blob`` (authoritative) or ``stored`` (to be compared).
         mtime_ns: with ``blob`` the time to show; otherwise the real file's when ``stored`` and ``ctime_ns`` were
@@ -89,6 +91,7 @@ class Marks(NamedTuple):
     time_ns: int | None = None
     blob: ObjectID | None = None
     stored: ObjectID | None = None
+    cleaned: int | None = None
     under: Partial | None = None
     size: int = 0
     mtime_ns: int = 0
@@ -110,7 +113,9 @@ class Marks(NamedTuple):
         if self.time_ns is not None:
             words.append(b"time=%d" % self.time_ns)
         content = self.blob or self.stored
-        if content is not None:
+        if content is not None and self.blob is None and self.cleaned is not None:
+            words.append(b"cleaned=%s:%d size=%d" % (content, self.cleaned, self.size))
+        elif content is not None:
             kind = b"blob" if self.blob else b"stored"
             words.append(b"%s=%s size=%d" % (kind, content, self.size))
         if self.under is not None:
@@ -155,6 +160,9 @@ class Marks(NamedTuple):
         found: dict[str, Any] = {}
         for word in words.split():
             key, _, text = word.partition(b"=")
+            if key == b"cleaned":
+                key, text, size = b"stored", *_split(text)
+                found["cleaned"] = int(size)
             if key not in _WORDS:
                 raise ValueError(f"unknown word {word!r}")
             name, read = _WORDS[key]
@@ -174,6 +182,11 @@ NO_MARKS = Marks()
 
 def _octal(text: bytes) -> int:
     return int(text, 8)
+
+
+def _split(text: bytes) -> tuple[bytes, bytes]:
+    id, _, size = text.partition(b":")
+    return id, size
 
 
 _WORDS: dict[bytes, tuple[str, Callable[[bytes], object]]] = {

@@ -13,8 +13,9 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heddle.mount import upper as up
 from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
@@ -49,6 +50,27 @@ READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class Known(NamedTuple):
+    """A real file of which it is known what it is stored as, for as long as size and times are these.
+
+    Attributes:
+        size, mtime_ns, ctime_ns: of the real file.
+        blob: its bytes; None: they are not known, or being read just now.
+        places: by path and epoch of the view, where what git does to a file there was heeded: what it is stored as
+            there, and the size of that if it has other bytes.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    blob: ObjectID | None
+    places: Mapping[tuple[bytes, int], tuple[ObjectID, int | None]] = MappingProxyType({})
+
+    def is_of(self, status: os.stat_result) -> bool:
+        """Whether the file was not touched since."""
+        return self[:3] == stat_key(status)
+
+
 class View:
     """A merged view to look at; its changes are its subclasses'.
 
@@ -65,7 +87,8 @@ class View:
         epoch: counts events after which no directory may be thought clean without a look.
         watched: names whose change may change what is ignored elsewhere.
         pinned: the name in the root that the mount shows of itself, None for none.
-        known: contents known to be a blob: real inode number to (size, mtime_ns, ctime_ns, blob).
+        known: what real files are known to be stored as, by inode number. A write takes it away, so that who reads one
+            puts a `Known` there first, and is to be believed while it is there.
         journal: is told of every name that shows something else than before; None: nobody asks.
     """
 
@@ -87,7 +110,7 @@ class View:
         self.epoch = 0
         self.watched: frozenset[bytes] = frozenset()
         self.pinned: bytes | None = None
-        self.known: dict[int, tuple[int, int, int, ObjectID] | None] = {}
+        self.known: dict[int, Known] = {}
         self.journal: Journal | None = None
         self.root = DirNode(ROOT, None, b"", tree)
         self.root.lookups = 1
@@ -631,32 +654,51 @@ class View:
 
     @staticmethod
     def is_stored(status: os.stat_result, marks: Marks) -> bool:
-        """Say whether a real file's bytes are still those of ``marks.stored``."""
+        """Say whether a real file's bytes are still those that were stored as ``marks.stored``."""
         return (
             marks.stored is not None
             and marks.size == status.st_size
             and marks.mtime_ns == status.st_mtime_ns
         )
 
-    def known_content(self, node: FileNode) -> ObjectID | None:
-        """The blob that a file's bytes are known to be, None when they would have to be read."""
+    def recorded(self, node: FileNode, base: ObjectID | None) -> ObjectID | None:
+        """What a file is known to be stored as, None when its bytes would have to be read.
+
+        Args:
+            node: the file.
+            base: the blob that is recorded at its path.
+        """
         if node.blob is not None:
             return node.blob
         status = self._status(node)
         if status is None or not stat.S_ISREG(status.st_mode):
             return None
-        return self.content_id(status, node.marks)
+        noted = self.noted(status, node.marks, base)
+        if noted is not None:
+            return noted[0]
+        known = self.known.get(status.st_ino)
+        return known.blob if known is not None and known.is_of(status) else None
 
-    def content_id(self, status: os.stat_result, marks: Marks | None) -> ObjectID | None:
-        """The blob that a real regular file's bytes are known to be, None when they would have to be read."""
-        if marks is not None:
-            if marks.blob is not None:
-                return marks.blob
-            if self.is_stored(status, marks):
-                return marks.stored
-        entry = self.known.get(status.st_ino)
-        if entry is not None and entry[:3] == stat_key(status):
-            return entry[3]
+    def noted(
+        self, status: os.stat_result, marks: Marks | None, base: ObjectID | None
+    ) -> tuple[ObjectID, int | None] | None:
+        """The blob that a real regular file says it is stored as, and its size if that has other bytes.
+
+        The latter holds only where that blob is recorded: elsewhere git may make another one of the same bytes.
+
+        Args:
+            status: of the real file.
+            marks: what it says.
+            base: the blob that is recorded at its path.
+        """
+        if marks is None:
+            return None
+        if marks.blob is not None:
+            return marks.blob, None
+        if marks.stored is None or not self.is_stored(status, marks):
+            return None
+        if marks.cleaned is None or marks.stored == base:
+            return marks.stored, marks.cleaned
         return None
 
 

@@ -46,10 +46,7 @@ def captured(path: Path) -> None:
 def capture(world: World, **options: object) -> None:
     repo = world.repo
     with repo.store.writer() as writer:
-        overlay = world.overlay("agent")
-        overlay.prestore(writer)
-        writer.sync()
-        overlay.capture(
+        world.overlay("agent").record(
             message="by the agent", attribution=repo.attribution(), writer=writer, **options
         )
 

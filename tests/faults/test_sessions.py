@@ -232,7 +232,7 @@ CASES = [
     *(
         Case(while_capturing, point, "session")
         for point in (
-            "session.prestored",
+            "overlay.prestored",
             "overlay.tree-built",
             "pack.renamed",
             "capture.before-publish",

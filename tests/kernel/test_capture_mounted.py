@@ -378,7 +378,7 @@ def test_a_mount_follows_its_thread(repo: api.Repository, mounted: Any) -> None:
 # crashes of the session on the way
 
 
-@pytest.mark.parametrize("point", ["session.prestored", "overlay.tree-built", "overlay.captured"])
+@pytest.mark.parametrize("point", ["overlay.prestored", "overlay.tree-built", "overlay.captured"])
 def test_a_session_that_dies_during_a_capture(
     repo: api.Repository, mounted: Any, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
