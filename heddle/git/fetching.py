@@ -400,12 +400,12 @@ class _Target:
     ) -> int:
         """As ``take``, into git's object directory: what it has of files first, then what they are needed by."""
         known = {bytes.fromhex(id.decode()) for id in git.under(b"refs/").values()}
-        count = 0
+        count, came = 0, pack.file.tell() > 0
         if pack.goes_on:
             blobs = self._left_out(git, pack, tips, known, progress)
             count += len(blobs)
             write_pack(self._store, blobs, git.git.objects)
-        if pack.file.tell():
+        if came:
             count += self._index_pack(pack.file)
         self._store.close()  # git's packs are listed anew when next read
         require_all(self._store, tips, known.__contains__, self.repo.shallow)

@@ -95,9 +95,8 @@ def _over_connection(client: Any, path: Any, request: Request) -> dict[bytes, st
         except BaseException:
             protocol.write_pkt_line(None)
             raise
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # it has had enough: its answer says why
+        # One that has had enough says why in its answer.
+        with suppress(BrokenPipeError, ConnectionResetError):
             for piece in said_last:
                 protocol.write(piece)
         return asked.answer(protocol) if asked.changes else {}
