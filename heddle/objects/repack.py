@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from heddle.objects.packs import PackDirectory
     from heddle.objects.reach import Chain
 
-LEVEL = 12
+LEVEL = 10
 """zstd's level; the figures are in docs/decisions.md."""
+HASH_LOG = 19
+"""Logarithm of the entries of zstd's table at most: a larger one takes longer to clear than it wins."""
+FAR_FROM = 16 << 10
+"""Objects of at least so many bytes on average are searched for versions that lie far apart, too."""
+FAR_MATCH = 256
+"""The shortest of such matches, in bytes; shorter ones are found without."""
 WHOLE_LEVEL = 9
 """The same for objects that are read alone."""
 BLOCK_BYTES = {BLOB: 256 << 10}
@@ -324,13 +330,16 @@ class Repacker:
         if dictionary:
             kind = zstandard.DICT_TYPE_RAWCONTENT
             options["dict_data"] = zstandard.ZstdCompressionDict(dictionary, dict_type=kind)
+        size = sum(sizes) + len(dictionary)
+        usual = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=size)
         parameters = zstandard.ZstdCompressionParameters.from_level(
             LEVEL,
-            source_size=sum(sizes) + len(dictionary),
+            source_size=size,
+            hash_log=min(usual.hash_log, HASH_LOG),
             write_checksum=True,
             write_content_size=True,
-            enable_ldm=block.type_num
-            == BLOB,  # finds versions that lie far apart; trees come out larger
+            enable_ldm=sum(sizes) >= FAR_FROM * len(sizes),
+            ldm_min_match=FAR_MATCH,
         )
         compressor = zstandard.ZstdCompressor(compression_params=parameters, **options)
         return _Made(block, sizes, compressor.compress(b"".join(contents)))
