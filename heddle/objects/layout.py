@@ -119,16 +119,9 @@ class EntryHeader:
         self.size = self._crc_at + CRC.size
 
     def encode(self, entry: Entry) -> bytes:
+        raw_id, _, raw_size, stored_size, kind, type_num, _ = entry
         return with_crc(
-            self._fields.pack(
-                ENTRY_MAGIC,
-                entry.kind,
-                entry.type_num,
-                0,
-                entry.raw_size,
-                entry.stored_size,
-                entry.id,
-            )
+            self._fields.pack(ENTRY_MAGIC, kind, type_num, 0, raw_size, stored_size, raw_id)
         )
 
     def decode(self, data: bytes, offset: int, *, at: int = 0) -> Entry | None:
@@ -153,20 +146,14 @@ class EntryHeader:
 
 def is_plausible(entry: Entry) -> bool:
     """Say whether an entry's sizes can be true together, so that nothing is allocated for a lie."""
-    if entry.type_num not in TYPE_NAMES:
+    _, _, raw_size, stored_size, kind, type_num, _ = entry
+    if type_num not in TYPE_NAMES:
         return False
-    if entry.kind == CHUNKED:
-        return (
-            entry.raw_size > WHOLE_LIMIT
-            and entry.stored_size > frame_count(entry.raw_size) * CHUNK_SIZE
-        )
-    if entry.kind == BLOCK:
-        return entry.raw_size <= WHOLE_LIMIT and entry.stored_size <= _BLOCK_BOUND
-    return (
-        entry.kind == WHOLE
-        and entry.raw_size <= WHOLE_LIMIT
-        and entry.stored_size <= stored_bound(entry.raw_size)
-    )
+    if kind == WHOLE:
+        return raw_size <= WHOLE_LIMIT and stored_size <= stored_bound(raw_size)
+    if kind == CHUNKED:
+        return raw_size > WHOLE_LIMIT and stored_size > frame_count(raw_size) * CHUNK_SIZE
+    return kind == BLOCK and raw_size <= WHOLE_LIMIT and stored_size <= _BLOCK_BOUND
 
 
 def stored_bound(raw_size: int) -> int:

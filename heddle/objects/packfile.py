@@ -11,8 +11,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heddle.errors import CorruptObject, StorageError
 from heddle.objects.gitformat import new_hash
@@ -146,9 +147,11 @@ class PackFile:
             raise self.corrupt(entry, _NOT_HERE)
         if entry.kind == BLOCK:
             return self._get_member(entry)
-        data = self._pread(entry, entry.offset, self._header.size + entry.stored_size)
-        self._check_header(data, entry)
-        return self._decompress(memoryview(data)[self._header.size :], entry.raw_size, entry)
+        header = self._header.encode(entry)
+        data = self._pread(entry, entry.offset, len(header) + entry.stored_size)
+        if not data.startswith(header):
+            raise self.corrupt(entry, _NOT_HERE)
+        return self._decompress(memoryview(data)[len(header) :], entry.raw_size, entry)
 
     # Blocks
 
@@ -217,8 +220,7 @@ class PackFile:
         self, block: Entry, table: BlockTable, frame: memoryview, entry: Entry, depth: int
     ) -> bytes:
         """A block's first object, decompressed alone."""
-        import zstandard
-
+        zstandard = _zstandard()
         size = table.ends[0]
         dictionary = self._dictionary(table, entry, block.offset, depth)
         try:
@@ -270,8 +272,7 @@ class PackFile:
     def _decompress(
         self, frame: bytes | memoryview, size: int, entry: Entry, dictionary: bytes = b""
     ) -> bytes:
-        import zstandard
-
+        zstandard = _zstandard()
         try:
             # Asked first, because the decompressor allocates what the frame says.
             if zstandard.frame_content_size(frame) == size:
@@ -416,12 +417,20 @@ _local = threading.local()
 
 def _decompressor(dictionary: bytes) -> ZstdDecompressor:
     """This thread's decompressor (its context is not for several), or one with a dictionary."""
-    import zstandard
-
     if dictionary:
+        zstandard = _zstandard()
         data = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        return zstandard.ZstdDecompressor(dict_data=data)
+        made: ZstdDecompressor = zstandard.ZstdDecompressor(dict_data=data)
+        return made
     decompressor: ZstdDecompressor | None = getattr(_local, "decompressor", None)
     if decompressor is None:
-        decompressor = _local.decompressor = zstandard.ZstdDecompressor()
+        decompressor = _local.decompressor = _zstandard().ZstdDecompressor()
     return decompressor
+
+
+@cache
+def _zstandard() -> Any:
+    """The module, loaded when the first object is read; looked up sooner than an import statement finds it."""
+    import zstandard
+
+    return zstandard
