@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import cast
 from zlib import crc32
 
 from heddle.objects import index
-from heddle.objects.index import Index, encode_fanout, encode_header, slot_bits
+from heddle.objects.index import Columns, Index, encode_fanout, encode_header, slot_bits
 from heddle.objects.layout import BLOCK, CRC, Entry, with_crc
 
 VERSION = 2
@@ -44,7 +44,7 @@ def encode_index(
 
     The other arguments are those of ``index.encode_index``.
     """
-    ordered = sorted(entries)
+    ordered = sorted(entries, key=itemgetter(0))
     if not collected and all(entry.kind != BLOCK for entry in ordered):
         return index.encode_index(
             ordered, id_length=id_length, pack_size=pack_size, pack_digest=pack_digest
@@ -62,24 +62,24 @@ def encode_index(
 
 def _encode_rows(ordered: list[Entry], id_length: int) -> tuple[list[bytes], list[bytes]]:
     """The places, in order of offsets, and a row for each object."""
-    row = struct.Struct(f"<{id_length}s{_ROW[:-1]}")
     places: list[bytes] = []
     numbers: dict[int, int] = {}
-    by_offset = groupby(sorted(ordered, key=lambda each: each.offset), lambda each: each.offset)
-    for offset, group in by_offset:
-        entry = next(group)
+    for entry in sorted({entry[1]: entry for entry in ordered}.values(), key=itemgetter(1)):
         raw_size = 0 if entry.kind == BLOCK else entry.raw_size
-        numbers[offset] = len(places)
+        numbers[entry.offset] = len(places)
         places.append(
             with_crc(
-                _PLACE.pack(offset, raw_size, entry.stored_size, entry.kind, entry.type_num, 0)
+                _PLACE.pack(
+                    entry.offset, raw_size, entry.stored_size, entry.kind, entry.type_num, 0
+                )
             )
         )
+    encode = struct.Struct(f"<{id_length}s{_ROW[:-1]}").pack
     rows = []
-    for entry in ordered:
-        size = entry.raw_size if entry.kind == BLOCK else 0
-        fields = row.pack(entry.id, numbers[entry.offset], entry.member, size & 0xFFFF, size >> 16)
-        rows.append(fields + CRC.pack(crc32(fields))[:_CHECK_SIZE])
+    for raw_id, offset, raw_size, _, kind, _, member in ordered:
+        size = raw_size if kind == BLOCK else 0
+        fields = encode(raw_id, numbers[offset], member, size & 0xFFFF, size >> 16)
+        rows.append(fields + (crc32(fields) & 0xFFFF).to_bytes(_CHECK_SIZE, "little"))
     return places, rows
 
 
@@ -104,6 +104,16 @@ class BlockIndex(Index):
         if kind == BLOCK:
             raw_size = low | high << 16
         return Entry(raw_id, offset, raw_size, stored_size, kind, type_num, member)
+
+    def _columns(self, rows: bytes) -> Columns:
+        ids, numbers, members, low, high, _ = zip(*self._row.iter_unpack(rows), strict=True)
+        places = map(self._place, numbers, ids)
+        offsets, raw_sizes, stored_sizes, kinds, types = zip(*places, strict=True)
+        sizes = [
+            low | high << 16 if kind == BLOCK else raw_size
+            for low, high, kind, raw_size in zip(low, high, kinds, raw_sizes, strict=True)
+        ]
+        return ids, offsets, sizes, stored_sizes, kinds, types, members
 
     def _place(self, number: int, raw_id: bytes) -> tuple[int, int, int, int, int]:
         at = self._end + number * _PLACE_SIZE

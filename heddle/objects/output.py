@@ -134,8 +134,9 @@ class PackOutput:
         self._put(b"".join((self._header.encode(block), table, frame)))
         self._entries += 1
         faults.reach("pack.block-written")
+        _, offset, _, stored_size, kind, _, _ = block
         return [
-            block._replace(id=raw_id, raw_size=size, member=number)
+            Entry(raw_id, offset, size, stored_size, kind, type_num, number)
             for number, (raw_id, size) in enumerate(objects)
         ]
 
