@@ -89,13 +89,9 @@ def decode_tree(content: bytes, id_length: int) -> list[tuple[bytes, int, Object
     return [(name, int(mode, 8), to_hex(raw_id)) for mode, name, raw_id in found]
 
 
-def raw_tree_entries(content: bytes, id_length: int) -> list[tuple[bytes, bytes, bytes]] | None:
+def raw_tree_entries(content: bytes, id_length: int) -> Iterable[tuple[bytes, bytes, bytes]] | None:
     """Read a tree into (mode in octal digits, name, binary id) in its order, or None when it is not a sound one."""
-    found: list[tuple[bytes, bytes, bytes]] = _TREE_ENTRY[id_length].findall(content)
-    # The pattern skips what it does not understand: then the lengths do not add up.
-    overhead = id_length + 2
-    if sum([len(mode) + len(name) for mode, name, _ in found]) + overhead * len(found) != len(
-        content
-    ):
+    parts = _TREE_ENTRY[id_length].split(content)
+    if any(parts[::4]):  # what the pattern does not understand is left between what it does
         return None
-    return found
+    return zip(parts[1::4], parts[2::4], parts[3::4], strict=True)

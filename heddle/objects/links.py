@@ -43,10 +43,9 @@ class Links:
         if entries is None:
             self._is_sound = False
             return
-        self._others.update([id for mode, _, id in entries if mode in _DIRECTORIES])
-        self._blobs.update(
-            [id for mode, _, id in entries if mode not in _DIRECTORIES and mode != _GITLINK]
-        )
+        for mode, _, id in entries:
+            if mode != _GITLINK:
+                (self._others if mode in _DIRECTORIES else self._blobs).add(id)
 
     def missing(self, came: AbstractSet[bytes], has: Callable[[bytes], bool]) -> list[bytes] | None:
         """The blobs that are referred to and are nowhere.
