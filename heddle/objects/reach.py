@@ -7,6 +7,8 @@ which it would be undone. What is stored how is ``repack.py``'s; which objects a
 from __future__ import annotations
 
 import heapq
+import re
+from binascii import unhexlify
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +16,6 @@ from heddle.errors import CorruptObject, ObjectMissing
 from heddle.objects.gitformat import BLOB, COMMIT, TAG, TREE, raw_tree_entries, to_hex
 
 if TYPE_CHECKING:
-    from heddle.objects.cache import ContentCache
 
     class Objects(Protocol):
         """What the walk asks of the object store."""
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _DIRECTORIES = {b"40000", b"040000"}
 _GITLINK = b"160000"
 _REPORT_EVERY = 1024
+_USUAL_COMMIT = re.compile(
+    rb"tree ((?:[0-9a-f]{40}){1,2})\n((?:parent (?:[0-9a-f]{40}){1,2}\n)*)"
+    rb"author [^\n]*\ncommitter [^\n]* ([0-9]{1,18}) [^ \n]*\n"
+)
 
 
 class Chain:
@@ -60,7 +65,6 @@ class Walk:
         progress: called with the number of objects seen so far.
         is_ours: whether an object (binary id) is in a pack of the store's own.
         is_shallow: whether a commit's parents were left out on purpose.
-        contents: where commits, trees and tags that are read are kept for whoever needs them after that.
 
     Attributes:
         seen: the binary ids of all that was reached; gitlinks are not.
@@ -74,10 +78,8 @@ class Walk:
         progress: Callable[[int], None] | None = None,
         is_ours: Callable[[bytes], bool] = lambda raw_id: True,
         is_shallow: Callable[[bytes], bool] = lambda raw_id: False,
-        contents: ContentCache[bytes] | None = None,
     ) -> None:
         self._store = store
-        self._contents = contents
         self._progress = progress
         self._is_ours = is_ours
         self._is_shallow = is_shallow
@@ -146,8 +148,6 @@ class Walk:
             raise _missing(raw_id) from error
         if found != type_num:
             raise CorruptObject(f"object {to_hex(raw_id).decode()} is not what refers to it says")
-        if self._contents is not None:
-            self._contents.put(raw_id, (found, content))
         return content
 
     # Commits
@@ -180,6 +180,14 @@ class Walk:
     def _commit_links(self, raw_id: bytes) -> tuple[bytes, list[bytes], int]:
         """A commit's tree, parents and time in seconds."""
         content = self._get(raw_id, COMMIT)
+        usual = _USUAL_COMMIT.match(content)
+        if usual is not None:
+            tree, parents, time_s = usual.groups()
+            return (
+                unhexlify(tree),
+                [unhexlify(parent) for parent in parents.split()[1::2]],
+                int(time_s),
+            )
         try:
             return (
                 next(_named(content, b"tree ")),
@@ -235,7 +243,8 @@ class Walk:
         chain = self._chains.get(path)
         if chain is None:
             chain = self._chains[path] = Chain(type_num, path)
-        self._chain_of[raw_id] = chain
+        if type_num == BLOB:
+            self._chain_of[raw_id] = chain
         if not whole:
             chain.ids.append(raw_id)
             return
@@ -246,7 +255,7 @@ class Walk:
     def _follow(self, path: bytes, raw_id: bytes) -> None:
         """A path that turns up with a version of another one: it is where that was before, or a copy."""
         chain = self._chain_of.get(raw_id)
-        if chain is not None and chain.type_num == BLOB:
+        if chain is not None:
             self._chains.setdefault(path, chain)
 
     def _report(self) -> None:

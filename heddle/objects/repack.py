@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,12 +24,10 @@ from heddle.objects.layout import (
     Entry,
 )
 from heddle.objects.output import PackOutput, SideFile, compress, processors
-from heddle.objects.pack import BATCH_BYTES
 from heddle.objects.packfile import PackFile
 
 if TYPE_CHECKING:
-    from heddle.objects.cache import ContentCache
-    from heddle.objects.index import Index
+    from heddle.objects.catalog import Catalog
     from heddle.objects.packs import PackDirectory
     from heddle.objects.reach import Chain
 
@@ -52,8 +51,10 @@ RUN = 20
 """Blocks that follow each other; see `_cut`."""
 MEMBERS = 4096
 """Objects in a block."""
-_AHEAD = 4
-"""Blocks for each thread that may wait to be written."""
+ALONE_BYTES = 256 << 10
+"""Objects that are stored alone are compressed in batches of about so many bytes of content."""
+_AHEAD = 3
+"""Jobs for each thread that may wait to be written."""
 
 Sizes = Callable[[bytes], int]
 
@@ -190,12 +191,16 @@ class Plan(NamedTuple):
     chains: list[Chain]
 
 
-class _Made(NamedTuple):
-    """A compressed block, or a single object in a frame of its own."""
+class _Job(NamedTuple):
+    """A part of a pack that a thread compresses.
 
-    block: Block
-    sizes: tuple[int, ...]
-    frame: bytes
+    Attributes:
+        compress: called in a thread; it needs the interpreter for next to nothing.
+        append: called with the result when all that comes before it is written.
+    """
+
+    compress: Callable[[], Any]
+    append: Callable[[Any], None]
 
 
 class Repacker:
@@ -203,24 +208,20 @@ class Repacker:
 
     Args:
         packs: the directory.
-        id_length: bytes of an id.
+        catalog: of these packs.
         progress: called with bytes of content written and in all.
-        contents: what was read already.
     """
 
     def __init__(
         self,
         packs: PackDirectory,
-        id_length: int,
+        catalog: Catalog,
         progress: Callable[[int, int], None] | None = None,
-        contents: ContentCache[bytes] | None = None,
     ) -> None:
         self._packs = packs
-        self._id_length = id_length
+        self._catalog = catalog
         self._progress = progress
-        self._contents = contents
         self._entries: dict[bytes, Entry] = {}
-        self._places: dict[bytes, tuple[Index, Entry]] = {}
         self._done = 0
         self._total = 0
 
@@ -240,51 +241,49 @@ class Repacker:
         """
         if not plan.alone and not any(chain.ids for chain in plan.chains):
             return None
-        self._total = sum(map(self._size_of, plan.alone))
-        self._total += sum(self._size_of(each) for chain in plan.chains for each in chain.ids)
-        output = PackOutput(self._packs.path, self._id_length)
+        self._total = sum(self._catalog.sizes(plan.alone))
+        self._total += sum(sum(self._catalog.sizes(chain.ids)) for chain in plan.chains)
+        output = PackOutput(self._packs.path, self._catalog.id_length)
         try:
-            self._write_alone(plan.alone, output)
-            blocks = arrange(plan.chains, self._size_of)
-            for made in _ahead(self._compress, blocks):
-                self._append(made, output)
+            _work_off(self._jobs(plan, output))
             name = output.publish(self._entries.values(), modified_ns=modified_ns, collected=True)
         finally:
             output.close()
         self._packs.refresh()
         return name
 
-    def is_chunked(self, raw_id: bytes) -> bool:
-        """Whether an object is stored in frames of its own, and so alone; raises KeyError where it is not here."""
-        return self._locate(raw_id)[1].kind == CHUNKED
+    def _jobs(self, plan: Plan, output: PackOutput) -> Iterator[_Job]:
+        for batch in self._alone(plan.alone, output):
+            contents = self._contents(entry.id for entry in batch)
+            yield _Job(
+                partial(compress, contents, threads=1, level=WHOLE_LEVEL),
+                partial(self._append_alone, output, batch),
+            )
+        for block in arrange(plan.chains, self._catalog.size):
+            contents = self._contents(block.ids)
+            sizes = list(map(len, contents))
+            is_far = sum(sizes) >= FAR_FROM * len(sizes)
+            bases = b"".join(self._contents(block.bases))
+            yield _Job(
+                partial(_compress, b"".join(contents), bases, is_far=is_far),
+                partial(self._append, output, block, sizes),
+            )
 
-    def _locate(self, raw_id: bytes) -> tuple[Index, Entry]:
-        found = self._places.get(raw_id)
-        if found is None:  # kept, since planning asks several times
-            found = self._packs.find(raw_id)
-            if found is None:
-                raise KeyError(raw_id)
-            self._places[raw_id] = found
-        return found
-
-    def _size_of(self, raw_id: bytes) -> int:
-        return self._locate(raw_id)[1].raw_size
-
-    def _get(self, raw_id: bytes) -> bytes:
-        read = None if self._contents is None else self._contents.get(raw_id)
-        if read is not None:
-            return read[1]
-        index, entry = self._locate(raw_id)
-        return self._packs.open(index).get(entry)
+    def _contents(self, ids: Iterable[bytes]) -> list[bytes]:
+        get = self._catalog.get_raw
+        return [get(raw_id)[1] for raw_id in ids]
 
     # Objects alone
 
-    def _write_alone(self, ids: Iterable[bytes], output: PackOutput) -> None:
-        """Write objects in frames of their own; those that were collected before have good ones."""
+    def _alone(self, ids: Iterable[bytes], output: PackOutput) -> Iterator[list[Entry]]:
+        """Batches of objects to be compressed each in a frame of its own.
+
+        Large ones are written here, and so are those that were collected before: they have good frames.
+        """
         batch: list[Entry] = []
         size = 0
         for raw_id in ids:
-            index, entry = self._locate(raw_id)
+            index, entry = self._catalog.find(raw_id)
             if isinstance(index, BlockIndex) and entry.kind != BLOCK:
                 self._copy(self._packs.open(index), entry, output)
             elif entry.kind == CHUNKED:
@@ -292,10 +291,11 @@ class Repacker:
             else:
                 batch.append(entry)
                 size += entry.raw_size
-            if size >= BATCH_BYTES:
-                self._write_batch(batch, output)
+            if size >= ALONE_BYTES:
+                yield batch
                 batch, size = [], 0
-        self._write_batch(batch, output)
+        if batch:
+            yield batch
 
     def _copy(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
         """Copy an object as it is stored, after its checksums were looked at."""
@@ -310,51 +310,22 @@ class Repacker:
             self._entries[entry.id] = output.append_chunked(entry.id, entry.type_num, side)
         self._report(entry.raw_size)
 
-    def _write_batch(self, batch: list[Entry], output: PackOutput) -> None:
-        contents = [self._get(entry.id) for entry in batch]
-        frames = compress(contents, threads=processors(), level=WHOLE_LEVEL)
+    def _append_alone(self, output: PackOutput, batch: list[Entry], frames: list[Any]) -> None:
         objects = [(entry.id, entry.type_num, entry.raw_size) for entry in batch]
         self._entries.update((entry.id, entry) for entry in output.append(objects, frames))
-        self._report(sum(map(len, contents)))
+        self._report(sum(entry.raw_size for entry in batch))
 
     # Blocks
 
-    def _compress(self, block: Block) -> _Made:
-        """Compress a block; called from several threads."""
-        import zstandard
-
-        contents = [self._get(raw_id) for raw_id in block.ids]
-        sizes = tuple(map(len, contents))
-        dictionary = b"".join([self._get(base) for base in block.bases])
-        options: dict[str, Any] = {}
-        if dictionary:
-            kind = zstandard.DICT_TYPE_RAWCONTENT
-            options["dict_data"] = zstandard.ZstdCompressionDict(dictionary, dict_type=kind)
-        size = sum(sizes) + len(dictionary)
-        usual = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=size)
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            LEVEL,
-            source_size=size,
-            hash_log=min(usual.hash_log, HASH_LOG),
-            write_checksum=True,
-            write_content_size=True,
-            enable_ldm=sum(sizes) >= FAR_FROM * len(sizes),
-            ldm_min_match=FAR_MATCH,
-        )
-        compressor = zstandard.ZstdCompressor(compression_params=parameters, **options)
-        return _Made(block, sizes, compressor.compress(b"".join(contents)))
-
-    def _append(self, made: _Made, output: PackOutput) -> None:
-        block = made.block
+    def _append(self, output: PackOutput, block: Block, sizes: list[int], frame: bytes) -> None:
         if len(block.ids) == 1 and not block.bases:
-            entries = output.append([(block.ids[0], block.type_num, made.sizes[0])], [made.frame])
+            entries = output.append([(block.ids[0], block.type_num, sizes[0])], [frame])
         else:
             bases = [self._entries[base].offset for base in block.bases]
-            objects = list(zip(block.ids, made.sizes, strict=True))
-            entries = output.append_block(block.type_num, objects, bases, made.frame)
-        for entry in entries:
-            self._entries[entry.id] = entry
-        self._report(sum(made.sizes))
+            objects = list(zip(block.ids, sizes, strict=True))
+            entries = output.append_block(block.type_num, objects, bases, frame)
+        self._entries.update((entry.id, entry) for entry in entries)
+        self._report(sum(sizes))
 
     def _report(self, size: int) -> None:
         self._done += size
@@ -362,14 +333,41 @@ class Repacker:
             self._progress(self._done, self._total)
 
 
-def _ahead(work: Callable[[Block], _Made], blocks: Iterable[Block]) -> Iterator[_Made]:
-    """Do the work in threads, a few blocks ahead of whoever takes the results in their order."""
+def _compress(content: bytes, bases: bytes, *, is_far: bool) -> bytes:
+    """Compress a block's content; ``is_far``: versions lie far apart in it."""
+    import zstandard
+
+    options: dict[str, Any] = {}
+    if bases:
+        kind = zstandard.DICT_TYPE_RAWCONTENT
+        options["dict_data"] = zstandard.ZstdCompressionDict(bases, dict_type=kind)
+    size = len(content) + len(bases)
+    usual = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=size)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL,
+        source_size=size,
+        hash_log=min(usual.hash_log, HASH_LOG),
+        write_checksum=True,
+        write_content_size=True,
+        enable_ldm=is_far,
+        ldm_min_match=FAR_MATCH,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters, **options).compress(content)
+
+
+def _work_off(jobs: Iterable[_Job]) -> None:
+    """Compress in threads, a few jobs ahead of what is appended here, in their order."""
     threads = processors()
-    waiting: deque[Future[_Made]] = deque()
+    waiting: deque[tuple[Future[Any], _Job]] = deque()
+
+    def append_first() -> None:
+        result, job = waiting.popleft()
+        job.append(result.result())
+
     with ThreadPoolExecutor(threads, thread_name_prefix="heddle-gc") as pool:
-        for block in blocks:
-            waiting.append(pool.submit(work, block))
+        for job in jobs:
+            waiting.append((pool.submit(job.compress), job))
             if len(waiting) > threads * _AHEAD:
-                yield waiting.popleft().result()
+                append_first()
         while waiting:
-            yield waiting.popleft().result()
+            append_first()

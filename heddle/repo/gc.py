@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from heddle import faults
 from heddle.errors import Busy, CorruptObject, HeddleError, ObjectMissing, StorageError
 from heddle.objects.blockindex import BlockIndex
-from heddle.objects.cache import ContentCache
+from heddle.objects.catalog import Catalog
 from heddle.objects.gitformat import COMMIT, to_hex, to_raw
 from heddle.objects.holding import exclusive
 from heddle.objects.output import remove_abandoned
@@ -37,8 +37,6 @@ KEPT_NS = 14 * 24 * 3600 * 10**9
 """How long what nothing needs is kept after it was stored, in nanoseconds."""
 _GROWTH = 2
 """A pack that was collected before is left alone while it is more than so many times what is new."""
-_READ_BYTES = 64 << 20
-"""Of the commits and trees that the walk reads so much is kept until it is written."""
 _WAIT_S = 60.0
 """How long captures under way are waited for before old packs are removed."""
 
@@ -162,7 +160,7 @@ class _Collection:
         self._count = sum(pack.index.count for pack in self._packs)
         self._may_drop = True
         self._new: set[str] = set()  # may be a source's name: the same objects make the same bytes
-        self._contents = ContentCache[bytes](_READ_BYTES)
+        self._catalog = Catalog(repo.store, (pack.index for pack in self._packs))
         self._walk = self._new_walk()
         self._reach_needed(marked)
         self._needed = set(self._walk.seen)
@@ -180,13 +178,12 @@ class _Collection:
         total = self._count
         progress = self._progress
         return Walk(
-            store,
+            self._catalog,
             progress=None
             if progress is None
             else lambda seen: progress(min(seen, total), 2 * total),
             is_ours=store.contains_packed if store.alternates else lambda raw_id: True,
             is_shallow=lambda raw_id: to_hex(raw_id) in shallow,
-            contents=self._contents,
         )
 
     def _reach_needed(self, marked: Marked) -> None:
@@ -235,7 +232,7 @@ class _Collection:
 
     def _is_commit(self, raw_id: bytes) -> bool:
         try:
-            return self._store.kind(raw_id) == COMMIT
+            return self._catalog.kind(raw_id) == COMMIT
         except (KeyError, CorruptObject):
             return False  # whoever walks to it is told
 
@@ -293,20 +290,14 @@ class _Collection:
         return chain
 
     def _write(self, chains: list[Chain], whole: list[bytes], modified_ns: int | None) -> None:
-        repacker = Repacker(
-            self._store.packs_directory,
-            self._store.id_length,
-            progress=self._written,
-            contents=self._contents,
-        )
+        repacker = Repacker(self._store.packs_directory, self._catalog, progress=self._written)
+        is_chunked = self._catalog.is_chunked
         alone = {raw_id: None for raw_id in whole if raw_id in self._moving}
         for chain in chains:
             ids = [each for each in chain.ids if each in self._moving and each not in alone]
-            alone |= {each: None for each in ids if repacker.is_chunked(each)}
+            alone |= {each: None for each in ids if is_chunked(each)}
             chain.ids = [each for each in ids if each not in alone]
-            if chain.head is not None and (
-                chain.head not in alone or repacker.is_chunked(chain.head)
-            ):
+            if chain.head is not None and (chain.head not in alone or is_chunked(chain.head)):
                 chain.head = None
         name = repacker.write(Plan(list(alone), chains), modified_ns=modified_ns)
         if name is not None:

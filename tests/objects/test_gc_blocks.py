@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from heddle.errors import CorruptObject, ObjectMissing
 from heddle.objects import repack, state
 from heddle.objects.blockindex import encode_index, open_index
+from heddle.objects.catalog import Catalog
 from heddle.objects.gitformat import BLOB, COMMIT, TAG, TREE, to_raw
 from heddle.objects.layout import BASE_DEPTH, BLOCK, CHUNKED, WHOLE, WHOLE_LIMIT, Entry
 from heddle.objects.reach import Chain, Walk
@@ -36,10 +37,14 @@ def stored(store: ObjectStore, contents: list[Content]) -> list[bytes]:
     return ids
 
 
+def repacker(store: ObjectStore) -> Repacker:
+    return Repacker(store.packs_directory, Catalog(store, store.packs_directory.indexes()))
+
+
 def alone(store: ObjectStore, plan: Plan, path: Path) -> ObjectStore:
     """A store that has only what repacking a plan made."""
     old = set((store.path / "packs").iterdir())
-    name = Repacker(store.packs_directory, store.id_length).write(plan)
+    name = repacker(store).write(plan)
     for file in old:
         file.unlink()
     store.path.rename(path)
@@ -157,7 +162,7 @@ def test_a_damaged_source_is_not_copied(store: ObjectStore) -> None:
 
     for plan in (Plan(ids, []), Plan([], [chain(BLOB, ids)])):
         with pytest.raises(CorruptObject, match=ids[1].hex()):
-            Repacker(store.packs_directory, 20).write(plan)
+            repacker(store).write(plan)
     assert len(list((store.path / "packs").iterdir())) == 2
 
 
@@ -368,3 +373,30 @@ def test_an_unsound_commit(store: ObjectStore) -> None:
 
     with pytest.raises(CorruptObject, match=broken.hex()):
         Walk(store).run([broken])
+
+
+def test_commits_that_are_written_in_another_way(store: ObjectStore) -> None:
+    """Whatever stands in a commit beside them, its tree, its parents and its time are found."""
+    history = History(store)
+    bases = [history.commit({"a": text}, time_s=5) for text in (b"1", b"2")]
+    tree = store.get_raw(bases[0])[1].split(b"\n")[0]
+    parents = b"".join(b"\nparent %s" % base.hex().encode() for base in bases)
+    who = b"A <a> 7 +0000"
+    ends = [
+        b"\nauthor %s\ncommitter %s\n\nm\n" % (who, who),
+        b"\nauthor %s\ncommitter %s\ngpgsig a\n b\nparent %s\n\nm\n" % (who, who, b"0" * 40),
+        b"\nauthor %s\nencoding latin1\ncommitter %s\n\nm\n" % (who, who),
+        b"\nauthor %s\ncommitter A <a> soon\n\nm\n" % who,
+        b"\n\nparent none",
+    ]
+    made = stored(store, [(COMMIT, tree + parents + end) for end in ends])
+    for commit in made:
+        walk = Walk(store)
+        walk.run([commit])
+        assert {commit, *bases} <= walk.seen
+    walk = Walk(store)
+    walk.run(made)
+    order = next(iter(walk.take_chains())).ids
+
+    assert set(order[:3]) == set(made[:3])
+    assert set(order[3:5]) == set(bases)
