@@ -217,6 +217,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
             faults.reach("core.directory-made")
 
         self._make(node, caller, make, mode=mode, whiteout=whiteout)
+        self._note_directory(directory, name)
         return self.attrs_of(node)
 
     def link(self, node: NodeId, parent: NodeId, name: bytes) -> Attrs:
@@ -339,6 +340,7 @@ class ContentAddressedMount(Attributes, PlatformShell):
             del names[name]
         self._orphan_directory(node)
         self.touch(directory, name)
+        self._note_directory(directory, name)
 
     def _remove_real_dir(self, node: DirNode, fd: int, name: bytes) -> None:
         """Remove an upper directory that shows nothing, whiteouts in it and all, in one step."""
@@ -403,9 +405,13 @@ class ContentAddressedMount(Attributes, PlatformShell):
         self.touch(target_dir, new_name)
         if isinstance(source, DirNode) or isinstance(target, DirNode):
             self.epoch += 1  # what is below was clean, or ignored, at another path
-            if self.journal is not None:
-                self.journal.note(source_dir, old_name + b"/")
-                self.journal.note(target_dir, new_name + b"/")
+            self._note_directory(source_dir, old_name)
+            self._note_directory(target_dir, new_name)
+
+    def _note_directory(self, directory: DirNode, name: bytes) -> None:
+        """What is, or was, below a name has come or gone with it."""
+        if self.journal is not None:
+            self.journal.note(directory, name + b"/")
 
     def _check_replaceable(self, source: Node, target: Node | None) -> None:
         if target is None:

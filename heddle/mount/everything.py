@@ -1,8 +1,9 @@
-"""How git is told to look at everything, when nobody knows what changed since it asked last.
+"""How git is told to look at whole directories: at all of them, when nobody knows what changed since it asked last.
 
-Owns the paths that say so. Git's protocol has a word for it (``/``; githooks(5), "fsmonitor-watchman"), after which git
-2.39 looks at every file but believes what it had seen of directories from the next question on, even if it did not list
-them in between. So each directory is named instead, by a name in it: then git lists it again whenever it comes to it.
+Owns the paths that say so. Git's protocol has a word for everything (``/``; githooks(5), "fsmonitor-watchman"), after
+which git 2.39 looks at every file but believes what it had seen of directories from the next question on, even if it
+did not list them in between; and of a directory that is named it believes what it had seen of those below. So each
+directory is named instead, by a name in it: then git lists it again whenever it comes to it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from heddle.mount.depth import any_depth
 from heddle.mount.nodes import DirNode
@@ -24,31 +25,57 @@ if TYPE_CHECKING:
     from heddle.mount.core import ContentAddressedMount
 
 T = TypeVar("T")
-InLoop = Callable[[Callable[[], T]], T]
+
+
+class InLoop(Protocol):
+    """Runs a function where nothing else changes the view."""
+
+    def __call__(self, run: Callable[[], T], /) -> T: ...
+
 
 _NAME_IN = b"/heddle"  # whether there is one: it has to be a name that git takes
 _AT_ONCE = 64  # directories looked at between two turns of the loop
 
 
-def paths(
-    core: ContentAddressedMount, in_loop: InLoop[list[ObjectID | None]], index: Path
-) -> list[bytes]:
+def paths(core: ContentAddressedMount, in_loop: InLoop, index: Path) -> list[bytes]:
     """What git's monitor answers when anything may have changed; not to be called in the loop.
 
     Args:
         core: the view.
-        in_loop: runs a function where nothing else changes the view.
+        in_loop: of the session.
         index: git's, of the mount: what it lists may be gone by now.
     """
     listed = gitstage.paths(index, core.lower.store.id_length)
     with any_depth():
-        directories = {*_shown(core, in_loop), *_directories_of(listed)}
+        directories = {*_shown(core, in_loop, b""), *_directories_of(listed)}
     tops = {path.split(b"/", 1)[0] for path in directories}
     named = {top + b"/" for top in tops if top}  # git looks at each of the entries below
     named.update(path for path in listed if b"/" not in path)
     named.update(_names_at_the_top(core))  # the index may be a part of a split one
-    named.update((path + _NAME_IN).lstrip(b"/") for path in directories)
+    named.update(map(_name_in, directories))
     return sorted(named - {b""})
+
+
+def below(core: ContentAddressedMount, in_loop: InLoop, changed: Iterable[bytes]) -> list[bytes]:
+    """A name in each directory that is at or below one that came from elsewhere; not to be called in the loop.
+
+    Args:
+        core: the view.
+        in_loop: as for ``paths``.
+        changed: what changed; of that, the paths that end in a slash are the directories.
+    """
+    named: list[bytes] = []
+    last = None
+    with any_depth():
+        for path in sorted(path for path in changed if path.endswith(b"/")):
+            if last is None or not path.startswith(last):
+                last = path
+                named += map(_name_in, _shown(core, in_loop, path[:-1]))
+    return named
+
+
+def _name_in(directory: bytes) -> bytes:
+    return (directory + _NAME_IN).lstrip(b"/")
 
 
 def _directories_of(listed: Iterable[bytes]) -> Iterator[bytes]:
@@ -70,9 +97,9 @@ def _names_at_the_top(core: ContentAddressedMount) -> Iterator[bytes]:
         yield from map(os.fsencode, os.listdir(core.upper.root))
 
 
-def _shown(core: ContentAddressedMount, in_loop: InLoop[list[ObjectID | None]]) -> Iterator[bytes]:
-    """Every directory of the view, the root too, and perhaps some that it hides."""
-    real = _real_directories(core)
+def _shown(core: ContentAddressedMount, in_loop: InLoop, top: bytes) -> Iterator[bytes]:
+    """Every directory of the view at and below one, and perhaps some that it hides."""
+    real = _real_directories(core, in_loop, top)
     where = list(real)
     for start in range(0, len(where), _AT_ONCE):
         part = where[start : start + _AT_ONCE]
@@ -82,18 +109,28 @@ def _shown(core: ContentAddressedMount, in_loop: InLoop[list[ObjectID | None]]) 
             yield from _below(core, path, tree, real[path])
 
 
-def _real_directories(core: ContentAddressedMount) -> dict[bytes, set[bytes]]:
-    """The directories that the upper has, with the names of those in each."""
-    if core.upper is None:
-        return {b"": set()}
-    walk = os.fwalk(b".", dir_fd=core.upper.root)
-    return {where[2:]: set(inside) for where, inside, _files, _fd in walk}
+def _real_directories(
+    core: ContentAddressedMount, in_loop: InLoop, top: bytes
+) -> dict[bytes, set[bytes]]:
+    """The directories that the upper has at and below one, with the names of those in each."""
+    fd = in_loop(lambda: _opened(core, top))
+    if fd is None:
+        return {top: set()}
+    try:
+        walk = os.fwalk(b".", dir_fd=fd)
+        return {_joined(top, where[2:]): set(inside) for where, inside, _files, _fd in walk}
+    finally:
+        os.close(fd)
+
+
+def _opened(core: ContentAddressedMount, path: bytes) -> int | None:
+    """A descriptor of what the upper has of a directory; None: nothing, or it is none any more."""
+    with found(core, path) as node:
+        return os.dup(core.fd(node)) if isinstance(node, DirNode) and node.upper else None
 
 
 def _tree_below(core: ContentAddressedMount, path: bytes) -> ObjectID | None:
     """What a directory shows where the upper has nothing."""
-    if not path:
-        return core.root.lower
     with found(core, path) as node:
         return node.lower if isinstance(node, DirNode) else None
 
@@ -103,6 +140,10 @@ def _below(
 ) -> Iterator[bytes]:
     for name, (mode, id) in core.lower.entries(tree).items():
         if stat.S_ISDIR(mode) and name not in but:
-            inner = path + b"/" + name if path else name
+            inner = _joined(path, name)
             yield inner
             yield from _below(core, inner, id, set())
+
+
+def _joined(directory: bytes, rest: bytes) -> bytes:
+    return directory + b"/" + rest if directory and rest else directory or rest

@@ -20,6 +20,8 @@ restore revert rm stage stash status switch update-index write-tree
 _ANSWERED = frozenset(_NAMES.split())
 """Commands of git that get an answer. Before git 2.43 ``git diff COMMIT`` and ``git diff-index COMMIT`` at random take
 what is said to be unchanged for deleted (they use a stat(2) that they did not make); an alias may be either."""
+_KNOWS_DIRECTORIES = (2, 31)
+"""Git's first version that takes a name with a slash behind it for all that is below."""
 _WITH_VALUE = ("-C", "-c", "--git-dir", "--work-tree", "--namespace")
 _GENERATIONS = 3
 """Git starts us by a shell, which may stay."""
@@ -28,18 +30,21 @@ _GENERATIONS = 3
 def main() -> int:
     """Print a new token and the paths that changed since the old one, each with a NUL behind it."""
     mountpoint, path, version, token = sys.argv[1:]
-    if version != "2" or _asking(os.getppid()) not in _ANSWERED:
+    command, asking = _asking(os.getppid())
+    if version != "2" or command not in _ANSWERED:
         return 1
     try:
         if not os.path.samefile(mountpoint, "."):  # git starts us at the top of its worktree
             return 1
         said = _answer(path, token).splitlines()
-    except OSError:
+        if not said or not said[-1].startswith(b'{"ok"'):
+            return 1
+        *parts, end = [_only_string(line) for line in said]
+        changed = bytes.fromhex(b"".join(parts).decode())
+        if b"/\0" in changed and not knows_directories(asking):
+            return 1
+    except (OSError, ValueError, IndexError):
         return 1
-    if not said or not said[-1].startswith(b'{"ok"'):
-        return 1
-    *parts, end = [_only_string(line) for line in said]
-    changed = bytes.fromhex(b"".join(parts).decode())
     sys.stdout.buffer.write(end + b"\0" + changed)
     return 0
 
@@ -63,19 +68,38 @@ def _only_string(line: bytes) -> bytes:
     return line.split(b'"')[-2]
 
 
-def _asking(pid: int) -> str:
-    """The command of the git that started us (proc(5)); empty where that can't be told."""
+def _asking(pid: int) -> tuple[str, int]:
+    """The command of the git that started us (proc(5)), and its process; empty where that can't be told."""
     try:
         for _ in range(_GENERATIONS):
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = os.fsdecode(file.read()).split("\0")
             if os.path.basename(words[0]) == "git":
-                return command_of(words)
+                return command_of(words), pid
             with open(f"/proc/{pid}/stat", "rb") as file:
                 pid = int(file.read().rpartition(b")")[2].split()[1])
     except OSError:
         pass
-    return ""
+    return "", 0
+
+
+def knows_directories(pid: int, since: tuple[int, int] = _KNOWS_DIRECTORIES) -> bool:
+    """Whether the git of a process takes a name with a slash behind it for all that is below it.
+
+    Raises:
+        OSError: it can't be asked.
+        IndexError, ValueError: it is no git.
+    """
+    reading, writing = os.pipe()
+    out = [(os.POSIX_SPAWN_DUP2, writing, 1)]
+    try:
+        child = os.posix_spawn(f"/proc/{pid}/exe", ["git", "version"], os.environ, file_actions=out)
+    finally:
+        os.close(writing)
+    with open(reading, "rb") as file:
+        words = file.read().split()  # git version 2.39.5
+    os.waitpid(child, 0)
+    return tuple(map(int, words[2].split(b".")[:2])) >= since
 
 
 def command_of(words: Sequence[str]) -> str:

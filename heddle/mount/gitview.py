@@ -155,12 +155,11 @@ class GitView:
         Raises:
             NotMounted: nothing was noted here; git has to look itself.
         """
-        core = self._overlay.core
-        new, changes = self._overlay.in_loop(lambda: self._noted_since(token))
+        core, in_loop = self._overlay.core, self._overlay.in_loop
+        new, changes = in_loop(lambda: self._noted_since(token))
         if changes is None:
-            index = self.linked.git.path / "index"
-            return new, everything.paths(core, self._overlay.in_loop, index)
-        paths = changes.paths
+            return new, everything.paths(core, in_loop, self.linked.git.path / "index")
+        paths = changes.paths + everything.below(core, in_loop, changes.paths)
         if changes.files and core.upper is not None:
             paths += core.upper.names_of(changes.files)
         return new, paths

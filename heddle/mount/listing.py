@@ -10,12 +10,11 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from heddle.mount.lower import GITLINK, Lower, is_safe_name
-from heddle.mount.nodes import DirNode, FileNode, Node
+from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs
 from heddle.mount.snapshot import found
 from heddle.mount.view import lower_number
@@ -321,7 +320,7 @@ class Listing:
     def _look(self, path: bytes) -> Look:
         def look() -> Look:
             core = self._core
-            with _at(core, path) as node:
+            with found(core, path) as node:
                 assert isinstance(node, DirNode)
                 attrs = core.attrs_of(node)
                 names = dict(core.names(node)) if node.upper else {}
@@ -344,7 +343,7 @@ class Listing:
     def _some(self, path: bytes, recorded: Sequence[tuple[bytes, ObjectID]]) -> dict[bytes, _Shown]:
         core = self._core
         shown = {}
-        with _at(core, path.rstrip(b"/")) as directory:
+        with found(core, path.rstrip(b"/")) as directory:
             if not isinstance(directory, DirNode):
                 return {}
             for name, base in recorded:
@@ -365,16 +364,6 @@ class Listing:
         needed_ns = _SETTLED_NS if changed_ns % _SECOND_NS else _SETTLED_WHOLE_NS
         is_as_captured = changed_ns == self._core.time_ns
         return status, is_as_captured or changed_ns + needed_ns < self._now_ns
-
-
-@contextmanager
-def _at(core: ContentAddressedMount, path: bytes) -> Iterator[Node | None]:
-    """The node of a path from the root, which is the empty one."""
-    if not path:
-        yield core.root
-        return
-    with found(core, path) as node:
-        yield node
 
 
 def _entry(status: bytes, mode: int, id: ObjectID, path: bytes) -> bytes:

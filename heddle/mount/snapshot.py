@@ -606,10 +606,10 @@ def pieces(read: Reader) -> Iterator[bytes]:
 
 @contextmanager
 def found(core: ContentAddressedMount, path: bytes) -> Iterator[Node | None]:
-    """The node of a path from the root, None when the view has none; let go when the block ends."""
+    """The node of a path from the root, which is the empty one; None: the view has none. Let go when the block ends."""
     node: Node | None = core.root
     last: Node = core.root
-    for name in path.split(b"/"):
+    for name in path.split(b"/") if path else ():
         node = core.child(node, name) if isinstance(node, DirNode) else None
         last = node or last
     try:

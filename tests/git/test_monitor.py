@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from world import wait_until
@@ -365,6 +366,21 @@ def test_a_write_through_another_name(
     assert vouched_for(place) == {*FILES, "a.txt", "b.txt"} - {"a/1", "c/1"}
 
 
+def test_another_directory_of_the_same_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What git had seen of directories is not believed of those that came in their place."""
+    (place / "a/b/new").touch()
+    settled = time.time() + 1.1
+    wait_until(lambda: time.time() > settled, "git to tell times apart")
+    for _ in range(2):
+        said(place, all=False)
+    (place / "a").rename(place / "z")
+    (place / "c").rename(place / "a")
+    (place / "z").rename(place / "c")
+
+    for _ in range(2):
+        assert said(place, all=False) == right(place, monkeypatch, all=False)
+
+
 LOOKING = [
     ["status", "--porcelain"],
     ["diff", "--stat"],
@@ -539,6 +555,17 @@ def test_nobody_answers(tmp_path: Path, words: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
 
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+def test_a_git_that_takes_no_directories(git: Git, repo: api.Repository) -> None:
+    """The version of the git that asks tells whether it may be told of a directory."""
+    with subprocess.Popen(["git", "cat-file", "--batch"], cwd=repo.path, stdin=PIPE) as asking:
+        assert fsmonitor.knows_directories(asking.pid)
+        assert not fsmonitor.knows_directories(asking.pid, since=(99, 0))
+        with pytest.raises(IndexError):
+            fsmonitor.knows_directories(os.getpid())
+        assert asking.stdin is not None
+        asking.stdin.close()
 
 
 @pytest.mark.parametrize("name", ["executable", "program"])
