@@ -101,8 +101,8 @@ class Overlay:
         self.mountpoint: Path | None = None
         self._lock = lock
         self._base_tree = core.root.lower if base is not None else None
-        self._exclude = repo.exclude_rules()
-        self._everywhere = self._conversions()
+        self._exclude = self._found_exclude = repo.exclude_rules()
+        self._everywhere = self._found_everywhere = self._conversions()
         self._plain: set[bytes] = set()
         self._plain_since = 0
         self._was_skipped = NOTHING_SKIPPED
@@ -198,7 +198,7 @@ class Overlay:
         paths: Sequence[bytes] = (),
         hash_unknown: bool = True,
     ) -> Snapshot:
-        exclude, skipped, everywhere = self._excluded(), self._skipped(), self._conversions()
+        exclude, skipped, everywhere = self._found_exclude, self._skipped(), self._found_everywhere
         if (exclude, skipped, everywhere) != (self._exclude, self._was_skipped, self._everywhere):
             self._exclude, self._was_skipped, self._everywhere = exclude, skipped, everywhere
             self.core.epoch += 1  # what was found clean may not be any more
@@ -227,7 +227,7 @@ class Overlay:
             return self.repo.exclude_rules()
         except HeddleError as error:
             log.warning("what git ignores can't be read: %s", error)
-            return self._exclude
+            return self._found_exclude
 
     def _conversions(self) -> bytes | None:
         """Rules for what git converts that are in no directory; None: it converts nothing here."""
@@ -393,6 +393,8 @@ class Overlay:
             core.known.update(pending)
             return chosen, snapshot.attributes.files, core.epoch
 
+        # not in the loop: git's settings may name files of the mount
+        self._found_exclude, self._found_everywhere = self._excluded(), self._conversions()
         unknown, attributes, epoch = self.in_loop(plan)
         if not unknown:
             return

@@ -138,6 +138,19 @@ def view(place: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
+def test_rules_that_lie_in_the_mount(place: Path, git: Git) -> None:
+    """Where git's settings name a file of the mount for what is ignored, the session does not wait for itself."""
+    (place / "rules").write_text("*.o\n")
+    (place / "x.o").touch()
+    git("config", "core.excludesFile", place / "rules")
+    command = [sys.executable, "-m", "heddle", "status", "--json"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0
+    assert "rules" in done.stdout
+    assert "x.o" not in done.stdout
+
+
 def test_a_mount_is_a_linked_worktree(place: Path, repo: api.Repository, git: Git) -> None:
     """Git in a fresh mount is on the thread's branch, clean, and every checkout lists it, locked with the reason."""
     assert git("status", "--porcelain=v1", "-b", at=place) == "## agent"
