@@ -9,14 +9,13 @@ configuration are read as well, and never written.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle.errors import DataError, UsageError
 from heddle.repo import gitconfig
-from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
@@ -188,7 +187,9 @@ def add(repo: Repository, name: str, url: str, *, lazy: bool = False) -> Remote:
     section += f"\tfetch = +refs/heads/*:refs/remotes/{name}/*\n"
     if lazy:
         section += "\tpromisor = true\n\tpartialclonefilter = blob:none\n"
-    _edit(_file(repo), lambda text: _ended(text) + section.encode(errors="surrogateescape"))
+    gitconfig.edit(
+        _file(repo), lambda text: _ended(text) + section.encode(errors="surrogateescape")
+    )
     return Remote(name, url, (url,), lazy)
 
 
@@ -204,7 +205,7 @@ def remove(repo: Repository, name: str) -> None:
             f"remote '{name}' stands in your own git configuration",
             hint=f"git config --global --remove-section remote.{name}",
         )
-    _edit(_file(repo), lambda text: _without(text, name.encode()))
+    gitconfig.edit(_file(repo), lambda text: _without(text, name.encode()))
     prefix = f"refs/remotes/{name}/".encode()
     if repo.git is None:
         gone = {ref: None for ref in repo.database.refs() if ref.startswith(prefix)}
@@ -219,11 +220,6 @@ def remove(repo: Repository, name: str) -> None:
 
 def _file(repo: Repository) -> Path:
     return repo.heddle_dir / "remotes" if repo.git is None else repo.git.common / "config"
-
-
-def _edit(path: Path, change: Callable[[bytes], bytes]) -> None:
-    with directory_locked(path.parent):
-        gitconfig.edit(path, change)
 
 
 def _ended(text: bytes) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from heddle import atomic, faults
 from heddle.errors import Busy, ConfigError
+from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
     from dulwich.config import ConfigFile
@@ -27,10 +27,6 @@ _DEPTH = 10  # of includes, as git's
 
 IsIn = Callable[[str], bool]
 """Whether a pattern of ``includeIf "gitdir:…"`` holds."""
-
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_ABANDONED_S = 10.0
-"""How old a lock of ours has to be to be taken for one that a kill left: it is held for milliseconds."""
 
 
 def config_home(environment: Mapping[str, str]) -> Path | None:
@@ -102,50 +98,77 @@ def values(path: Path, section: bytes, name: bytes) -> list[bytes]:
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
     """Replace a configuration file by what a function makes of its content, under the lock that git takes for it.
 
-    The rename of the lock, which holds the new content, is the commit point.
+    Git's commands wait for nobody who has that lock, so it is held for no longer than it takes to see that nothing
+    has changed meanwhile: what is new is on disk before. The lock is a second name of that file, so that one which a
+    kill left is known for ours. Its rename is the commit point.
 
     Args:
         path: of the file; it may be missing, which is as if it were empty.
-        change: may be called without anything being written.
+        change: may be called more than once, and without anything being written.
 
     Raises:
         Busy: it is locked.
         OSError: it can't be read or written.
     """
     path = Path(os.path.realpath(path))  # git, too, replaces what a link leads to
-    lock = path.with_name(f"{path.name}.lock")
-    if (expected := change(_content(path))) == _content(path):
-        return
+    with directory_locked(path.parent):
+        _take_away(*_beside(path))
+        while (after := change(before := _content(path))) != before:
+            if _replace(path, before, after):
+                return
+
+
+def is_left_half_done(path: Path) -> bool:
+    """Whether a change of a file is under way, or was killed: the next `edit` clears up."""
+    return _beside(Path(os.path.realpath(path)))[0].exists()
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """What is going to replace a file, and git's lock of that."""
+    return path.with_name(f"{path.name}.heddle"), path.with_name(f"{path.name}.lock")
+
+
+def _replace(path: Path, before: bytes, after: bytes) -> bool:
+    """Write a file anew, unless it is not what it was before; returns whether it was."""
+    new, lock = _beside(path)
     try:
-        fd = os.open(lock, _CREATE, 0o666)
-    except FileExistsError:
-        if not _is_abandoned(lock, expected):
+        _write_new(new, after, path)
+        try:
+            os.link(new, lock)
+        except FileExistsError:
             raise Busy(
                 f"{path} is locked by {lock}",
                 hint=f"run it again; if no git is running, remove {lock}",
             ) from None
-        lock.unlink(missing_ok=True)
-        fd = os.open(lock, _CREATE, 0o666)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            if path.exists():
-                _keep_to_its_owner(fd, path.stat())
-            file.write(change(_content(path)))
-            file.flush()
-            os.fsync(fd)
         faults.reach("gitconfig.before-rename")
-        os.rename(lock, path)
-    except BaseException:
-        lock.unlink(missing_ok=True)
-        raise
-    atomic.fsync_directory(path.parent)
+        is_as_before = _content(path) == before
+        if is_as_before:
+            os.rename(lock, path)
+            atomic.fsync_directory(path.parent)
+        return is_as_before
+    finally:
+        _take_away(new, lock)
 
 
-def _keep_to_its_owner(fd: int, before: os.stat_result) -> None:
-    """A file that is replaced stays as open as it was, and its owner's where root replaces it."""
-    with suppress(PermissionError):
-        os.fchown(fd, before.st_uid, before.st_gid)
-    os.fchmod(fd, before.st_mode & 0o777)
+def _take_away(new: Path, lock: Path) -> None:
+    """Take away what is left of a change that failed, or was killed; the lock only if it is ours."""
+    with suppress(FileNotFoundError):
+        if os.path.samefile(new, lock):
+            lock.unlink()
+    new.unlink(missing_ok=True)
+
+
+def _write_new(new: Path, content: bytes, path: Path) -> None:
+    """Write what is going to replace a file: as open to others as that, and its owner's where root replaces it."""
+    with open(new, "xb") as file:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            with suppress(PermissionError):
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(file.fileno(), status.st_mode & 0o777)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _content(path: Path) -> bytes:
@@ -153,15 +176,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _is_abandoned(lock: Path, ours: bytes) -> bool:
-    """Whether a lock is what is left of an edit that was to write the same and was killed."""
-    try:
-        age_s = time.time() - lock.stat().st_mtime
-        return age_s > _ABANDONED_S and ours.startswith(lock.read_bytes())
-    except OSError:
-        return False
 
 
 def texts(paths: Iterable[Path], environment: Mapping[str, str]) -> Iterator[bytes]:

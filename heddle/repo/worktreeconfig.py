@@ -7,20 +7,25 @@ one that git holds is not waited for. Where the owner has said anything about it
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heddle.errors import Busy
+from heddle.errors import HeddleError
 from heddle.repo import gitconfig
-from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
     from heddle.repo.gitlink import GitDir
 
 SETTINGS = "config.worktree"
 """In a checkout's private directory: its own settings."""
-OURS = b"[extensions] # of heddle's mounts: goes with the last one\n\tworktreeConfig = true\n"
+_LINE = b"\tworktreeConfig = true # of heddle's mounts: goes with the last one"
+"""What git writes there takes the note along, so that it is the owner's then."""
+OURS = b"[extensions]\n" + _LINE + b"\n"
+_SECTION = re.compile(
+    rb"^%s(?P<rest>(?:(?![ \t]*\[).*\n?)*?)(?=^[ \t]*\[|\Z)" % re.escape(OURS), re.MULTILINE
+)
 _TRUE = (b"true", b"yes", b"on", b"1", b"")
 
 
@@ -60,25 +65,41 @@ def turn_on(git: GitDir) -> bool:
     """
     if not may_be_on(git):
         return False
-    with directory_locked(git.common):  # many mounts may begin at once
-        if not is_on(git):
-            gitconfig.edit(_path(git), _with_ours)
+    if not is_on(git):
+        gitconfig.edit(_path(git), _with_ours)
     return True
 
 
 def turn_off(git: GitDir) -> None:
     """Take back what `turn_on` wrote, unless some checkout has settings. What can't be taken back costs nothing."""
-    with suppress(Busy, OSError):
-        if OURS not in _path(git).read_bytes():
+    path = _path(git)
+    with suppress(HeddleError, OSError):
+        if _LINE not in path.read_bytes() and not gitconfig.is_left_half_done(path):
             return
-        with directory_locked(git.common):
-            if not _is_used(git):
-                gitconfig.edit(_path(git), lambda content: content.replace(OURS, b""))
+        gitconfig.edit(path, lambda text: text if _is_used(git) else _without_ours(text))
+        if _is_used(git):  # git made settings since, because it was on
+            turn_on(git)
 
 
-def _with_ours(content: bytes) -> bytes:
-    end = b"" if content.endswith(b"\n") or not content else b"\n"
-    return content + end + OURS
+def _with_ours(text: bytes) -> bytes:
+    """A last line that does not end stays so."""
+    if _LINE in text:  # another mount was first
+        return text
+    return text + OURS if text.endswith(b"\n") or not text else text + b"\n" + OURS[:-1]
+
+
+def _without_ours(text: bytes) -> bytes:
+    """Take our lines out; what their owner has put into our section stays in one."""
+    if text.endswith(b"\n" + OURS[:-1]):
+        return text[: -len(OURS)]
+    text = _SECTION.sub(lambda found: _owners_part(found["rest"]), text)
+    return text.replace(_LINE + b"\n", b"")
+
+
+def _owners_part(rest: bytes) -> bytes:
+    lines = [line.strip() for line in rest.splitlines()]
+    has_settings = any(line and line[:1] not in b"#;" for line in lines)
+    return (b"[extensions]\n" if has_settings else b"") + rest
 
 
 def _said(git: GitDir, section: bytes, name: bytes) -> list[bytes]:
@@ -90,5 +111,8 @@ def _path(git: GitDir) -> Path:
 
 
 def _is_used(git: GitDir) -> bool:
-    places = [git.common / SETTINGS, *(git.common / "worktrees").glob(f"*/{SETTINGS}")]
-    return any(place.exists() for place in places)
+    """Whether a checkout has settings, or is about to: git's lock of them counts."""
+    places = [git.common, *(git.common / "worktrees").glob("*")]
+    return any(
+        (place / name).exists() for place in places for name in (SETTINGS, f"{SETTINGS}.lock")
+    )

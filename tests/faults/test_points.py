@@ -172,6 +172,8 @@ WITHOUT_POINT = {
     "repo._remove_oldest": NOT_KEPT,
     "repo._rename": CALLER,
     "repo._staging": NEVER_SEEN,
+    "repo._take_away": NEVER_SEEN,
+    "repo._write_new": NEVER_SEEN,
     "git.clone": NEVER_SEEN,
 }
 """Functions, by part and name, that make something durable without a fault point, and why none is needed."""

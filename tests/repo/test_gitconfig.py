@@ -43,30 +43,61 @@ def test_the_file_s_mode_and_place_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.lock"))
 
 
-@pytest.mark.parametrize(
-    ("left", "age_s", "taken"),
-    [
-        (b"[a]\nnew", 3600, False),
-        (b"[a]", 3600, False),
-        (b"", 3600, False),
-        (b"[a]\nnew", 0, True),
-        (b"[b]", 3600, True),
-    ],
-)
-def test_a_lock(tmp_path: Path, left: bytes, age_s: int, taken: bool) -> None:
-    """Another one's is not broken; one that a kill left in the middle of the same change is in nobody's way."""
+def add(content: bytes) -> bytes:
+    return content + b"new"
+
+
+@pytest.mark.parametrize("left", [b"[a]\nnew", b"[b]", b""])
+def test_a_lock_of_another_s(tmp_path: Path, left: bytes) -> None:
+    """It is not broken, whatever is in it."""
     path, lock = tmp_path / "config", tmp_path / "config.lock"
     path.write_bytes(b"[a]\n")
     lock.write_bytes(left)
-    when = lock.stat().st_mtime - age_s
-    os.utime(lock, (when, when))
-    if taken:
-        with pytest.raises(Busy, match="is locked by"):
-            gitconfig.edit(path, lambda content: content + b"new")
-        assert (path.read_bytes(), lock.read_bytes()) == (b"[a]\n", left)
-    else:
-        gitconfig.edit(path, lambda content: content + b"new")
-        assert (path.read_bytes(), lock.exists()) == (b"[a]\nnew", False)
+    with pytest.raises(Busy, match="is locked by"):
+        gitconfig.edit(path, add)
+
+    assert (path.read_bytes(), lock.read_bytes()) == (b"[a]\n", left)
+    assert sorted(tmp_path.glob("config*")) == [path, lock]
+
+
+@pytest.mark.parametrize("names", [["config.heddle"], ["config.heddle", "config.lock"]])
+def test_what_a_kill_left(tmp_path: Path, names: list[str]) -> None:
+    """A file that was not whole, and a lock of ours, are in nobody's way."""
+    path = tmp_path / "config"
+    path.write_bytes(b"[a]\n")
+    (tmp_path / names[0]).write_bytes(b"[a]")
+    for name in names[1:]:
+        (tmp_path / name).hardlink_to(tmp_path / names[0])
+    gitconfig.edit(path, add)
+
+    assert path.read_bytes() == b"[a]\nnew"
+    assert list(tmp_path.glob("config*")) == [path]
+
+
+def test_a_kill_is_cleared_up_by_who_has_nothing_to_change(linked: GitDir) -> None:
+    """An unmount takes the lock away also where our lines did not come into force."""
+    config = linked.common / "config"
+    (linked.common / "config.heddle").write_bytes(config.read_bytes() + worktreeconfig.OURS)
+    (linked.common / "config.lock").hardlink_to(linked.common / "config.heddle")
+    worktreeconfig.turn_off(linked)
+
+    assert list(linked.common.glob("config*")) == [config]
+
+
+def test_git_was_first(tmp_path: Path) -> None:
+    """What git wrote between our look at the file and our lock stays."""
+    path = tmp_path / "config"
+    path.write_bytes(b"[a]\n")
+
+    def change(content: bytes) -> bytes:
+        if content == b"[a]\n":
+            path.write_bytes(b"[a]\n\tb = c\n")
+        return add(content)
+
+    gitconfig.edit(path, change)
+
+    assert path.read_bytes() == b"[a]\n\tb = c\nnew"
+    assert list(tmp_path.glob("config*")) == [path]
 
 
 def test_nothing_to_change(tmp_path: Path) -> None:
@@ -124,6 +155,8 @@ def test_without_a_last_newline(linked: GitDir) -> None:
 
     assert git(linked.checkout, "config", "a.b").stdout == "c\n"
     assert git(linked.checkout, "config", "extensions.worktreeConfig").stdout == "true\n"
+    worktreeconfig.turn_off(linked)
+    assert config.read_bytes().endswith(b"[a]\n\tb = c")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +182,50 @@ def test_where_it_may_be_on(linked: GitDir, settings: dict[str, str], may: bool)
     assert worktreeconfig.turn_on(linked) == may
     added = worktreeconfig.OURS if may and "extensions.worktreeConfig" not in settings else b""
     assert (linked.common / "config").read_bytes() == before + added
+
+
+def said(linked: GitDir) -> list[str]:
+    return sorted(git(linked.checkout, "config", "--local", "--list").stdout.splitlines())
+
+
+SAYS = [
+    ["extensions.partialClone", "origin"],
+    ["extensions.worktreeConfig", "false"],
+    ["extensions.worktreeConfig", "true"],
+    ["--unset", "extensions.worktreeConfig"],
+    ["a.b", "c"],
+]
+"""What an owner may say while our lines are there."""
+
+
+@pytest.mark.parametrize("first", SAYS, ids=lambda it: " ".join(it))
+@pytest.mark.parametrize("then", SAYS, ids=lambda it: " ".join(it))
+def test_what_the_owner_says_meanwhile(linked: GitDir, first: list[str], then: list[str]) -> None:
+    """It counts when our lines are gone, as if they had never been, and none of ours is left."""
+    config = linked.common / "config"
+    config.write_bytes(config.read_bytes() + b"[z]\n\ty = x\n")
+    before = config.read_bytes()
+    for words in (first, then):
+        git(linked.checkout, "config", *words)
+    expected = said(linked)
+    config.write_bytes(before)
+
+    worktreeconfig.turn_on(linked)
+    for words in (first, then):
+        git(linked.checkout, "config", *words)
+    worktreeconfig.turn_off(linked)
+
+    assert b"heddle" not in config.read_bytes()
+    assert said(linked) == expected
+
+
+def test_text_behind_ours(linked: GitDir) -> None:
+    """What somebody has written behind our lines is, to the byte, what is left."""
+    config = linked.common / "config"
+    before = config.read_bytes()
+    worktreeconfig.turn_on(linked)
+    more = b"\n# mine\n[z]\n\ty = x\n"
+    config.write_bytes(config.read_bytes() + more)
+    worktreeconfig.turn_off(linked)
+
+    assert config.read_bytes() == before + more
