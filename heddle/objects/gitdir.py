@@ -11,23 +11,20 @@ import os
 import threading
 import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from heddle.atomic import write_all
 from heddle.errors import CorruptObject, StorageError
 from heddle.objects.cache import ContentCache
-from heddle.objects.gitformat import BLOB, ID_LENGTHS, TYPE_NAMES, new_hash, to_hex, to_raw
-from heddle.objects.gitpack import PIECE, Damaged, Delta, Entry, GitPack, Replaced
+from heddle.objects.gitformat import BLOB, ID_LENGTHS, TYPE_NAMES, is_id_of, to_hex, to_raw
+from heddle.objects.gitpack import PIECE, Damaged, GitPack, Replaced, make
 from heddle.objects.layout import WHOLE_LIMIT
+from heddle.objects.spool import Spools, stream
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
-
     from dulwich.objects import ObjectID
 
 _TYPE_NUMS = {name: number for number, name in TYPE_NAMES.items()}
@@ -40,10 +37,6 @@ _LOOSE_HEADER = 32
 _MANY = 200
 """Objects whose sizes are worth a git process, which takes as long as some hundred."""
 _PATIENCE_S = 120
-_SPOOLS = 8
-"""How many large blobs are kept inflated at a time."""
-_SPOOLED_BYTES = 2 << 30
-"""Their bytes on disk, except that the one in use is kept however large it is."""
 _SETTLED_NS = 50_000_000
 """A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
 _T = TypeVar("_T")
@@ -75,9 +68,7 @@ class GitObjects:
         self._prefix = f"{path}{os.sep}"
         self._loose: dict[str, frozenset[str]] = {}
         self._bases = ContentCache[tuple[GitPack, int]](_BASES_BYTES)
-        self._spool = spool
-        self._spools: OrderedDict[bytes, _Spool] = OrderedDict()
-        self._spools_lock = threading.Lock()
+        self._spools = Spools(spool)
         opened_by |= {path.resolve()}
         self._alternates = [
             GitObjects(each, format_name, opened_by, spool=spool)
@@ -88,8 +79,7 @@ class GitObjects:
     def close(self) -> None:
         """Close what is open; the directory can still be read."""
         self._packs.forget()
-        with self._spools_lock:
-            self._spools.clear()
+        self._spools.clear()
         for alternate in self._alternates:
             alternate.close()
 
@@ -279,34 +269,10 @@ class GitObjects:
         raw_id = self._raw(name)
         return self._read(
             raw_id,
-            lambda pack, offset: _checked(raw_id, *self._packed(pack, offset)),
+            lambda pack, at: _checked(raw_id, *make(pack, at, self._bases, self.get_raw)),
             lambda path: _checked(raw_id, *_loose_whole(path)),
             lambda alternate: alternate.get_raw(raw_id),
         )
-
-    def _packed(self, pack: GitPack, offset: int) -> tuple[int, bytes]:
-        """Make an object of a pack, from the nearest base that is still in memory."""
-        deltas: list[tuple[int, Entry]] = []
-        while True:
-            found = self._bases.get((pack, offset))
-            if found is not None:
-                break
-            entry = pack.entry(offset)
-            if entry.base is None:
-                found = entry.type_num, pack.inflate(entry)
-                self._bases.put((pack, offset), found)
-                break
-            deltas.append((offset, entry))
-            if isinstance(entry.base, bytes):
-                found = self.get_raw(entry.base)
-                break
-            pack.check_depth(len(deltas), offset)
-            offset = entry.base
-        kind, content = found
-        for offset, entry in reversed(deltas):
-            content = Delta(pack.inflate(entry)).apply(content)
-            self._bases.put((pack, offset), (kind, content))
-        return kind, content
 
     def read_at(self, object_id: bytes, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes of an object's content from ``offset``, short at its end."""
@@ -315,56 +281,17 @@ class GitObjects:
             return self.get_raw(raw_id)[1][offset : offset + size]
 
         def spooled(pieces: Callable[[], Iterator[bytes]]) -> bytes:
-            return self._spooled(raw_id, pieces).read_at(offset, size)
+            found = self._spools.get(raw_id, BLOB, self.size(raw_id), pieces)
+            return found.read_at(offset, size)
 
         return self._read(
             raw_id,
-            lambda pack, at: spooled(lambda: self._stream(pack, at)),
+            lambda pack, at: spooled(
+                lambda: stream(pack, at, self.read_at, self._spools.directory)
+            ),
             lambda path: spooled(lambda: _loose_stream(path)),
             lambda alternate: alternate.read_at(raw_id, offset, size),
         )
-
-    # Large blobs
-
-    def _spooled(self, raw_id: bytes, pieces: Callable[[], Iterator[bytes]]) -> _Spool:
-        """The temporary file of a large blob, made if need be; those unused for longest go."""
-        size = self.size(raw_id)
-        with self._spools_lock:
-            found = self._spools.get(raw_id)
-            if found is None or found.broken:
-                digest = new_hash(self._id_length, BLOB, size)
-                checked = _hashed(pieces(), digest, raw_id)
-                found = self._spools[raw_id] = _Spool(checked, size, self._spool)
-            self._spools.move_to_end(raw_id)
-            while len(self._spools) > 1 and (
-                len(self._spools) > _SPOOLS
-                or sum(each.size for each in self._spools.values()) > _SPOOLED_BYTES
-            ):
-                self._spools.popitem(last=False)
-        return found
-
-    def _stream(self, pack: GitPack, offset: int) -> Iterator[bytes]:
-        """The content of a packed object, piece by piece, whatever deltas it is made by.
-
-        At most two of the chain's objects are on disk at a time, and none in memory.
-        """
-        chain = pack.chain(offset)
-        last = chain.pop()
-        source: Callable[[int, int], bytes]
-        if isinstance(last.base, bytes):
-            source = partial(self.read_at, last.base)
-            chain.append(last)
-        elif not chain:
-            yield from pack.pieces(last)
-            return
-        else:
-            source = _Spool(pack.pieces(last), last.size, self._spool).read_at
-        while len(chain) > 1:
-            delta = Delta(pack.inflate(chain.pop()))
-            spool = _Spool(delta.stream(source), delta.size, self._spool)
-            spool.fill()
-            source = spool.read_at
-        yield from Delta(pack.inflate(chain.pop())).stream(source)
 
     # Listing
 
@@ -496,91 +423,11 @@ class _Packs:
         return bool(packs.keys() - before.keys())
 
 
-class _Spool:
-    """A large blob in a temporary file, inflated as far as it has been read.
-
-    Args:
-        pieces: its content, one after the other.
-        size: its length in bytes.
-        directory: where to put the file.
-
-    Attributes:
-        size: as given.
-        broken: whether it can't be filled any further.
-    """
-
-    def __init__(self, pieces: Iterator[bytes], size: int, directory: Path | None) -> None:
-        self.size = size
-        self.broken = False
-        self._pieces = pieces
-        self._filled = 0
-        self._fd = _temporary_file(directory)
-        self._lock = threading.RLock()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``offset``."""
-        end = min(offset + size, self.size)
-        if self._filled < end:
-            with self._lock:
-                self._fill(end)
-        return os.pread(self._fd, max(0, end - offset), offset)
-
-    def fill(self) -> None:
-        """Inflate all of it."""
-        with self._lock:
-            self._fill(self.size)
-
-    def _fill(self, end: int) -> None:
-        try:
-            while self._filled < end:
-                piece = next(self._pieces, None)
-                if piece is None or self._filled + len(piece) > self.size:
-                    raise Damaged("it is not as long as it says")
-                write_all(self._fd, piece, self._filled)
-                self._filled += len(piece)
-            if end == self.size and next(self._pieces, None):
-                raise Damaged("it is longer than it says")
-        except BaseException:
-            self.broken = (
-                True  # a piece may be lost: what came after it would be in the wrong place
-            )
-            raise
-
-
 def _checked(raw_id: bytes, kind: int, content: bytes) -> tuple[int, bytes]:
     """Refuse what is not the object that was asked for: not every damage shows while an entry is read."""
-    digest = new_hash(len(raw_id), kind, len(content))
-    digest.update(content)
-    if digest.digest() != raw_id:
+    if not is_id_of(raw_id, kind, content):
         raise Damaged("its content has another id")
     return kind, content
-
-
-def _hashed(pieces: Iterator[bytes], digest: _Hash, raw_id: bytes) -> Iterator[bytes]:
-    """The same for a stream, which is found to be wrong only at its end."""
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
-    if digest.digest() != raw_id:
-        raise Damaged("its content has another id")
-
-
-def _temporary_file(directory: Path | None) -> int:
-    """A descriptor of a file without a name, in a directory if that can be written."""
-    from tempfile import TemporaryFile
-
-    for place in (directory, None):
-        try:
-            with TemporaryFile(dir=place, buffering=0) as file:
-                return os.dup(file.fileno())
-        except OSError:
-            if place is None:
-                raise
-    raise AssertionError
 
 
 def _corrupt(path: Path, raw_id: bytes, why: object) -> CorruptObject:

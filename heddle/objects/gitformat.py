@@ -57,6 +57,13 @@ def new_hash(id_length: int, type_num: int, size: int) -> _Hash:
     return (sha1 if id_length == 20 else sha256)(header, usedforsecurity=False)
 
 
+def is_id_of(raw_id: bytes, type_num: int, content: bytes) -> bool:
+    """Say whether a binary id is that of an object."""
+    digest = new_hash(len(raw_id), type_num, len(content))
+    digest.update(content)
+    return digest.digest() == raw_id
+
+
 def encode_tree(entries: Iterable[tuple[bytes, int, bytes]]) -> bytes:
     """Write a tree from (name, mode, hex id) in any order.
 

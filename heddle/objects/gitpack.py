@@ -1,8 +1,8 @@
 """One pack of git, read where it is: its index, its entries, their deltas.
 
-Owns the bytes of gitformat-pack(5), versions 1 and 2 of the index included. Which packs there are is ``gitdir.py``'s.
-Everything is read by pread(2) and a mapped index, so that any number of threads may read at once. Objects are made
-whole here; a large one can be had as a stream of pieces instead.
+Owns the bytes of gitformat-pack(5), versions 1 and 2 of the index included. Which packs there are is ``gitdir.py``'s
+and, of those that this repository keeps, ``keptpack.py``'s. Everything is read by pread(2) and a mapped index, so that
+any number of threads may read at once. Objects are made whole here; large ones as a stream are ``spool.py``'s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ import os
 import struct
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from heddle.objects.cache import ContentCache
 
 _OFS_DELTA, _REF_DELTA = 6, 7
 _TYPES = (1, 2, 3, 4)
@@ -22,7 +27,7 @@ _HEAD_BYTES = 4096
 """Read at an entry at first: the header, and all of most entries."""
 PIECE = 1 << 20
 """Bytes that a stream holds at a time."""
-_LONGEST_CHAIN = 4096
+LONGEST_CHAIN = 4096
 """Git makes none longer than 4,095; a longer one is damage, or a circle."""
 _V2_MAGIC = b"\377tOc"
 _FANOUT = struct.Struct(">256I")
@@ -134,48 +139,34 @@ class GitIndex:
             yield self._data[at : at + self._length]
 
 
-class GitPack:
-    """A pack and its index; the pack's file is opened when it is first read.
-
-    Its methods raise as the constructor does.
+class PackEntries(ABC):
+    """The entries of a pack, wherever its bytes and its index are.
 
     Args:
         path: the ``.pack`` file.
         id_length: bytes of an id.
-
-    Raises:
-        Damaged: the index or an entry is.
-        OSError: a file can't be opened or read; FileNotFoundError when git has removed it.
     """
 
     def __init__(self, path: Path, id_length: int) -> None:
         self.path = path
-        self.index = GitIndex(path.with_suffix(".idx"), id_length)
         self._id_length = id_length
-        self._fd = -1
-        self._lock = threading.Lock()
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
+    @abstractmethod
+    def _pread(self, size: int, offset: int) -> bytes:
+        """Up to so many bytes of the file; raises OSError, and FileNotFoundError when it is gone."""
 
-    def _file(self) -> int:
-        with self._lock:
-            if self._fd < 0:
-                self._fd = self._opened()
-            return self._fd
-
-    def _opened(self) -> int:
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        end = os.fstat(fd).st_size - self._id_length
-        if os.pread(fd, self._id_length, max(0, end)) != self.index.pack_checksum:
-            os.close(fd)
-            raise Replaced(f"{self.path} is not what its index is of")
-        return fd
+    @abstractmethod
+    def _find(self, raw_id: bytes) -> int | None:
+        """Where the entry of an object lies in the file; None when it is not in there."""
 
     def entry(self, offset: int, head_bytes: int = _HEAD_BYTES) -> Entry:
-        """Read an entry's header."""
-        head = os.pread(self._file(), head_bytes, offset)
+        """Read an entry's header.
+
+        Raises:
+            Damaged: there is no sound one.
+            OSError: as ``_pread``.
+        """
+        head = self._pread(head_bytes, offset)
         try:
             type_num = head[0] >> 4 & 7
             size, at = _varint(head, 0, first_bits=4)
@@ -186,7 +177,7 @@ class GitPack:
             elif type_num == _REF_DELTA:
                 id = head[at : at + self._id_length]
                 at += self._id_length
-                base = self.index.find(id) if len(id) == self._id_length else -1
+                base = self._find(id) if len(id) == self._id_length else -1
                 base = id if base is None else base
             elif type_num not in _TYPES:
                 raise Damaged(f"{self.path}: there is no object at {offset}")
@@ -214,7 +205,7 @@ class GitPack:
 
     def check_depth(self, depth: int, offset: int) -> None:
         """Refuse a chain of deltas that git would not have made, such as a circle."""
-        if depth > _LONGEST_CHAIN:
+        if depth > LONGEST_CHAIN:
             raise Damaged(f"{self.path}: the deltas at {offset} have no end")
 
     def inflate(self, entry: Entry) -> bytes:
@@ -237,7 +228,7 @@ class GitPack:
                     break
                 deflated = inflater.unconsumed_tail
                 if not deflated:
-                    deflated = os.pread(self._file(), min(PIECE, max(_HEAD_BYTES, left)), at)
+                    deflated = self._pread(min(PIECE, max(_HEAD_BYTES, left)), at)
                     at += len(deflated)
                     if not deflated:
                         raise Damaged(f"{self.path} ends too early")
@@ -253,6 +244,115 @@ class GitPack:
             self.check_depth(len(found), offset)
             found.append(self.entry(base))
         return found
+
+
+class GitPack(PackEntries):
+    """A pack of git's and its index; the pack's file is opened when it is first read.
+
+    Its methods raise as the constructor does.
+
+    Args:
+        path: the ``.pack`` file.
+        id_length: bytes of an id.
+
+    Raises:
+        Damaged: the index or an entry is.
+        OSError: a file can't be opened or read; FileNotFoundError when git has removed it.
+    """
+
+    def __init__(self, path: Path, id_length: int) -> None:
+        super().__init__(path, id_length)
+        self.index = GitIndex(path.with_suffix(".idx"), id_length)
+        self._fd = -1
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+    def _find(self, raw_id: bytes) -> int | None:
+        return self.index.find(raw_id)
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        with self._lock:
+            if self._fd < 0:
+                self._fd = self._opened()
+        return os.pread(self._fd, size, offset)
+
+    def _opened(self) -> int:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        end = os.fstat(fd).st_size - self._id_length
+        if os.pread(fd, self._id_length, max(0, end)) != self.index.pack_checksum:
+            os.close(fd)
+            raise Replaced(f"{self.path} is not what its index is of")
+        return fd
+
+
+_Pack = TypeVar("_Pack", bound=PackEntries)
+
+
+def make(
+    pack: _Pack,
+    offset: int,
+    kept: ContentCache[tuple[_Pack, int]],
+    elsewhere: Callable[[bytes], tuple[int, bytes]],
+) -> tuple[int, bytes]:
+    """An object of a pack, type number and content, from the nearest base that is still in memory.
+
+    Args:
+        offset: of its entry.
+        kept: contents made last, by pack and offset; gets those that are made now.
+        elsewhere: gives a base that is not in the pack, by its binary id.
+
+    Raises:
+        Damaged: an entry that it needs is.
+    """
+    deltas: list[tuple[int, Entry]] = []
+    while True:
+        found = kept.get((pack, offset))
+        if found is not None:
+            break
+        entry = pack.entry(offset)
+        if entry.base is None:
+            found = entry.type_num, pack.inflate(entry)
+            kept.put((pack, offset), found)
+            break
+        deltas.append((offset, entry))
+        if isinstance(entry.base, bytes):
+            found = elsewhere(entry.base)
+            break
+        pack.check_depth(len(deltas), offset)
+        offset = entry.base
+    kind, content = found
+    for offset, entry in reversed(deltas):
+        content = apply_delta(content, pack.inflate(entry))
+        kept.put((pack, offset), (kind, content))
+    return kind, content
+
+
+def apply_delta(base: bytes, delta: bytes) -> bytes:
+    """Make an object of its base by an inflated delta; raises Damaged where they don't fit."""
+    applier = _applier()
+    if applier is None:
+        return Delta(delta).apply(base)
+    try:
+        return b"".join(applier(base, delta))
+    except Exception as error:
+        from dulwich.errors import ApplyDeltaError  # here, since it costs more than all the rest
+
+        if not isinstance(error, ApplyDeltaError):
+            raise
+        raise Damaged(f"a delta does not fit its base: {error}") from error
+
+
+@cache
+def _applier() -> Callable[[bytes, bytes], list[bytes]] | None:
+    """Dulwich's compiled function, twenty times as fast as ours; it need not be there."""
+    try:
+        from dulwich._pack import apply_delta  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return apply_delta  # type: ignore[no-any-return]
 
 
 class Delta:

@@ -3,11 +3,13 @@
 Owns reading the pack format (gitformat-pack(5)) from a file in one pass, and applying its deltas, in memory that does
 not grow with the pack: a large blob passes through in pieces, and of deltas only the way down to one is held. What
 arrives is believed only as far as its own bytes go: ids are computed here. Where packs come from is not known here.
+Packs that are kept as they came are ``keeping.py``'s, which goes through them in the same way.
 """
 
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
@@ -20,7 +22,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from heddle.errors import CorruptObject, DataError, ObjectMissing
 from heddle.objects.gitformat import BLOB, to_raw
-from heddle.objects.gitpack import Delta
+from heddle.objects.gitpack import LONGEST_CHAIN, Delta, apply_delta
 from heddle.objects.layout import WHOLE_LIMIT
 
 if TYPE_CHECKING:
@@ -86,9 +88,9 @@ def take_pack(
         ObjectMissing: a delta's base is neither in the pack nor here.
         StorageError: the disk is full or failing.
     """
-    with _naming_damage():
-        reader = _Reader(file, store.format_name)
-        return _Taking(reader, store, writer, max_bytes, links, progress).run(thin=thin)
+    with naming_damage():
+        reader = Reader(file, store.format_name)
+        return _Storing(reader, store, writer, max_bytes, links, progress).run(thin=thin)
 
 
 def take_blobs(
@@ -106,8 +108,8 @@ def take_blobs(
         StorageError: the disk is full or failing.
     """
     with _stopping():
-        reader = _Reader(file, store.format_name)
-        return _TakingBlobs(reader, store, writer, max_bytes, None, None).run_as_far_as_it_goes()
+        reader = Reader(file, store.format_name)
+        return _StoringBlobs(reader, store, writer, max_bytes).run_as_far_as_it_goes()
     return 0
 
 
@@ -117,8 +119,8 @@ def check_sizes(file: IO[bytes], hash_name: str, max_bytes: int) -> None:
     Raises:
         DamagedPack, ObjectTooLarge: as ``take_pack``.
     """
-    with _naming_damage():
-        reader = _Reader(file, hash_name)
+    with naming_damage():
+        reader = Reader(file, hash_name)
         for _ in range(reader.pack_header()):
             type_num, size = reader.entry_header()
             if type_num == _OFS_DELTA:
@@ -134,7 +136,7 @@ def check_sizes(file: IO[bytes], hash_name: str, max_bytes: int) -> None:
 
 
 @contextmanager
-def _naming_damage() -> Iterator[None]:
+def naming_damage() -> Iterator[None]:
     try:
         yield
     except (zlib.error, EOFError, ValueError) as error:
@@ -183,25 +185,22 @@ class _Delta(NamedTuple):
     content: bytes | None
 
 
-class _Taking:
-    """One pack being taken in."""
+class Taking(ABC):
+    """One pack being taken in: what becomes of its objects is the subclass's to say."""
 
     def __init__(
         self,
-        reader: _Reader,
-        store: ObjectStore,
-        writer: PackWriter,
-        max_bytes: int | None,
-        links: Links | None,
-        progress: Progress | None,
+        reader: Reader,
+        id_length: int,
+        max_bytes: int | None = None,
+        links: Links | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._reader = reader
-        self._store = store
-        self._writer = writer
         self._limit = max_bytes
         self._links = links
         self._progress = progress
-        self._length = store.id_length
+        self._length = id_length
         self._offsets = array("Q")
         self._ids = bytearray()
         self._by_number: defaultdict[int, list[_Delta]] = defaultdict(list)
@@ -210,12 +209,45 @@ class _Taking:
         self._done = 0
         self._count = 0
 
-    def run(self, *, thin: bool) -> Taken:
+    @abstractmethod
+    def _take(self, number: int, type_num: int, content: bytes) -> bytes:
+        """Take an object; returns its binary id."""
+
+    @abstractmethod
+    def _take_large(self, number: int, size: int, pieces: Iterator[bytes]) -> bytes:
+        """Take a large blob of so many bytes; returns its binary id."""
+
+    @abstractmethod
+    def _bases(self) -> Iterator[bytes]:
+        """Of the objects that deltas name by their ids, those that can be had now."""
+
+    @abstractmethod
+    def _base(self, number: int | None, raw_id: bytes) -> tuple[int, bytes]:
+        """Type number and content of an object; ``number``: its place in the pack, where it is known to have one."""
+
+    def _run(self) -> None:
+        """Take every object but those whose deltas have bases that can't be had now."""
         self._count = self._reader.pack_header()
         for number in range(self._count):
             self._take_entry(number)
         self._reader.check_end()
-        self._apply_deltas(thin=thin)
+        self._apply_by_number()
+        self._apply_by_id()
+
+    def _taken(self) -> Taken:
+        """What was taken.
+
+        Raises:
+            ObjectMissing: a delta has a base that is not to be had.
+            ValueError: deltas have each other as bases.
+        """
+        if self._by_id:
+            missing = next(iter(self._by_id)).hex()
+            raise ObjectMissing(
+                f"the pack has deltas against objects that are neither in it nor here: {missing}"
+            )
+        if self._by_number:
+            raise ValueError("deltas against each other")
         return Taken(self._count, bytes(self._ids), self._length)
 
     def _take_entry(self, number: int) -> None:
@@ -232,7 +264,7 @@ class _Taking:
             self._by_id[base_id].append(self._skip_delta(number, size))
         elif type_num in _TYPES:
             _check_size(size, self._limit, whole=type_num != BLOB)
-            self._note(number, self._store_entry(type_num, size))
+            self._note(number, self._take_whole(number, type_num, size))
         else:
             raise ValueError(f"an object of type {type_num}")
 
@@ -254,16 +286,15 @@ class _Taking:
         self._room -= size
         return _Delta(number, start, size, content)
 
-    def _store_entry(self, type_num: int, size: int) -> bytes:
+    def _take_whole(self, number: int, type_num: int, size: int) -> bytes:
         if type_num == BLOB and size > WHOLE_LIMIT:
-            hex_id = self._writer.add_blob_from(_Pieces(self._reader.inflate(size)).read, size)
-            return to_raw(hex_id, self._length)
-        return self._add(type_num, self._reader.whole(size))
+            return self._take_large(number, size, self._reader.inflate(size))
+        return self._followed(number, type_num, self._reader.whole(size))
 
-    def _add(self, type_num: int, content: bytes) -> bytes:
+    def _followed(self, number: int, type_num: int, content: bytes) -> bytes:
         if self._links is not None:
             self._links.follow(type_num, content)
-        return to_raw(self._writer.add(type_num, content), self._length)
+        return self._take(number, type_num, content)
 
     def _note(self, number: int, raw_id: bytes) -> None:
         at = number * self._length
@@ -272,74 +303,92 @@ class _Taking:
         if self._progress is not None and self._done % _REPORT_EVERY == 0:
             self._progress(self._done, self._count)
 
-    # Deltas
+    def _id(self, number: int) -> bytes:
+        at = number * self._length
+        return bytes(self._ids[at : at + self._length])
 
-    def _apply_deltas(self, *, thin: bool) -> None:
-        """Apply every delta once, each base first; a base that is a delta's result is held while it is needed."""
-        self._apply_by_number()
-        self._apply_by_id()
-        if self._by_id and thin:
-            self._store.fetch(list(self._by_id))
-            self._apply_by_id()
-        if self._by_id:
-            missing = next(iter(self._by_id)).hex()
-            raise ObjectMissing(
-                f"the pack has deltas against objects that are neither in it nor here: {missing}"
-            )
-        if self._by_number:
-            raise ValueError("deltas against each other")
+    # Deltas: each is applied once, its base first; a base that is a delta's result is held while it is needed.
 
     def _apply_by_number(self) -> None:
         for number in sorted(self._by_number):
-            at = number * self._length
-            raw_id = bytes(self._ids[at : at + self._length])
+            raw_id = self._id(number)
             if any(raw_id):  # else its own delta comes first
-                self._apply_from(raw_id, self._waiting(number, raw_id))
+                self._apply_from(number, raw_id)
 
     def _apply_by_id(self) -> None:
-        for raw_id in list(self._by_id):
-            if raw_id in self._writer or raw_id in self._store:
-                self._apply_from(raw_id, self._waiting(None, raw_id))
+        for raw_id in self._bases():
+            self._apply_from(None, raw_id)
 
     def _waiting(self, number: int | None, raw_id: bytes) -> list[_Delta]:
         """The deltas against an object."""
         found = [] if number is None else self._by_number.pop(number, [])
         return found + self._by_id.pop(raw_id, [])
 
-    def _apply_from(self, raw_id: bytes, deltas: list[_Delta]) -> None:
+    def _apply_from(self, number: int | None, raw_id: bytes) -> None:
+        deltas = self._waiting(number, raw_id)
         if not deltas:
             return
-        source = self._writer if raw_id in self._writer else self._store
-        kind, content = source.get_raw(raw_id)
-        way = [(content, deltas)]
+        kind, content = self._base(number, raw_id)
+        way = [(content, deltas, 1)]
         while way:
-            content, deltas = way[-1]
+            content, deltas, depth = way[-1]
+            delta = deltas.pop()
             if not deltas:
                 way.pop()
-                continue
-            delta = deltas.pop()
-            made = self._applied(content, delta)
-            raw_id = self._add(kind, made)
+            made = apply_delta(content, self._content(delta))
+            raw_id = self._followed(delta.number, kind, made)
             self._note(delta.number, raw_id)
             if below := self._waiting(delta.number, raw_id):
-                way.append((made, below))
+                if depth == LONGEST_CHAIN:
+                    raise ValueError("a chain of deltas that is too long")
+                way.append((made, below, depth + 1))
 
-    def _applied(self, base: bytes, delta: _Delta) -> bytes:
-        from dulwich.errors import ApplyDeltaError
-        from dulwich.pack import apply_delta
-
-        content = delta.content
-        if content is None:
-            self._reader.seek(delta.start, delta.size)
-            content = self._reader.whole(delta.size)
-        try:
-            return b"".join(apply_delta(base, content))
-        except ApplyDeltaError as error:
-            raise ValueError(f"a delta does not fit its base: {error}") from error
+    def _content(self, delta: _Delta) -> bytes:
+        if delta.content is not None:
+            return delta.content
+        self._reader.seek(delta.start, delta.size)
+        return self._reader.whole(delta.size)
 
 
-class _TakingBlobs(_Taking):
-    """The blobs of a pack being taken in, as far as it goes; what else is in it is passed over."""
+class _Storing(Taking):
+    """The objects of a pack being stored one by one."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        store: ObjectStore,
+        writer: PackWriter,
+        max_bytes: int | None,
+        links: Links | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(reader, store.id_length, max_bytes, links, progress)
+        self._store = store
+        self._writer = writer
+
+    def run(self, *, thin: bool) -> Taken:
+        self._run()
+        if self._by_id and thin:
+            self._store.fetch(list(self._by_id))
+            self._apply_by_id()
+        return self._taken()
+
+    def _take(self, number: int, type_num: int, content: bytes) -> bytes:
+        return to_raw(self._writer.add(type_num, content), self._length)
+
+    def _take_large(self, number: int, size: int, pieces: Iterator[bytes]) -> bytes:
+        return to_raw(self._writer.add_blob_from(_Pieces(pieces).read, size), self._length)
+
+    def _bases(self) -> Iterator[bytes]:
+        known = (self._writer, self._store)
+        return (each for each in list(self._by_id) if any(each in where for where in known))
+
+    def _base(self, number: int | None, raw_id: bytes) -> tuple[int, bytes]:
+        return (self._writer if raw_id in self._writer else self._store).get_raw(raw_id)
+
+
+class _StoringBlobs(_Storing):
+    """The blobs of a pack being stored, as far as it goes; what else is in it is passed over."""
 
     _new = 0
 
@@ -354,9 +403,9 @@ class _TakingBlobs(_Taking):
             self._apply_by_id()
         return self._new
 
-    def _store_entry(self, type_num: int, size: int) -> bytes:
+    def _take_whole(self, number: int, type_num: int, size: int) -> bytes:
         if type_num == BLOB:
-            return super()._store_entry(type_num, size)
+            return super()._take_whole(number, type_num, size)
         for _piece in self._reader.inflate(size):
             pass
         return bytes(self._length)
@@ -365,10 +414,10 @@ class _TakingBlobs(_Taking):
         super()._note(number, raw_id)
         self._new += any(raw_id) and not self._store.contains(raw_id)
 
-    def _apply_from(self, raw_id: bytes, deltas: list[_Delta]) -> None:
+    def _apply_from(self, number: int | None, raw_id: bytes) -> None:
         source = self._writer if raw_id in self._writer else self._store
-        if deltas and source.kind(raw_id) == BLOB:
-            super()._apply_from(raw_id, deltas)
+        if source.kind(raw_id) == BLOB:
+            super()._apply_from(number, raw_id)
 
 
 def _stopping() -> AbstractContextManager[None]:
@@ -391,7 +440,7 @@ class _Pieces:
         return bytes(piece)
 
 
-class _Reader:
+class Reader:
     """The bytes of a pack file, hashed as they are first read.
 
     Attributes:

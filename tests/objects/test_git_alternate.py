@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from heddle.errors import CorruptObject, StorageError
-from heddle.objects import gitdir
+from heddle.objects import spool
 from heddle.objects.gitdir import GitObjects
 from heddle.objects.gitpack import GitIndex
 from heddle.objects.layout import WHOLE_LIMIT
@@ -280,7 +280,7 @@ def test_a_large_blob_is_inflated_once(
 
     assert objects.read_at(object_id, 0, 10) == content[:10]
     monkeypatch.setattr(os, "pwrite", counting)
-    monkeypatch.setattr(gitdir, "_temporary_file", None)  # a second one would fail
+    monkeypatch.setattr(spool, "_temporary_file", None)  # a second one would fail
     step = 1 << 16
     read = [objects.read_at(object_id, at, step) for at in range(0, len(content), step)]
 
