@@ -46,7 +46,7 @@ def encode_index(
     """
     ordered = sorted(entries, key=itemgetter(0))
     if not collected and all(entry.kind != BLOCK for entry in ordered):
-        return index.encode_index(
+        return index.encode_ordered(
             ordered, id_length=id_length, pack_size=pack_size, pack_digest=pack_digest
         )
     from hashlib import sha256
@@ -56,7 +56,8 @@ def encode_index(
     header = encode_header(
         len(ordered), id_length, bits, pack_size, pack_digest, version=VERSION, places=len(places)
     )
-    body = b"".join([header, encode_fanout(ordered, bits), *rows, *places])
+    fanout = encode_fanout((entry.id for entry in ordered), bits)
+    body = b"".join([header, fanout, *rows, *places])
     return body + sha256(body).digest()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from heddle.errors import CorruptObject, StorageError
 from heddle.objects.gitformat import BLOB, to_hex
-from heddle.objects.layout import CHUNKED, Entry
+from heddle.objects.layout import WHOLE_LIMIT, Entry
 
 if TYPE_CHECKING:
     from heddle.objects.index import Index
@@ -41,7 +41,7 @@ class Catalog:
     def __init__(self, store: ObjectStore, indexes: Iterable[Index]) -> None:
         self._store = store
         self.id_length = store.id_length
-        self._chunked: set[bytes] = set()
+        self._large: set[bytes] = set()
         self._numbers: dict[bytes, int] = {}
         self._indexes: list[Index] = []
         self._packs = array("I")
@@ -75,9 +75,9 @@ class Catalog:
             self._kinds.extend(kinds)
             self._types.extend(types)
             self._members.extend(members)
-            if CHUNKED in kinds:
-                self._chunked.update(
-                    raw_id for raw_id, kind in zip(ids, kinds, strict=True) if kind == CHUNKED
+            if max(sizes, default=0) > WHOLE_LIMIT:
+                self._large.update(
+                    raw_id for raw_id, size in zip(ids, sizes, strict=True) if size > WHOLE_LIMIT
                 )
 
     def find(self, raw_id: bytes) -> tuple[Index, Entry]:
@@ -122,9 +122,7 @@ class Catalog:
 
     def is_chunked(self, raw_id: bytes) -> bool:
         """Whether an object is stored in frames of its own, and so alone; raises as the store's does."""
-        return (
-            raw_id in self._chunked if raw_id in self._numbers else self._store.is_chunked(raw_id)
-        )
+        return raw_id in self._large if raw_id in self._numbers else self._store.is_chunked(raw_id)
 
     def get_raw(self, name: bytes) -> tuple[int, bytes]:
         """An object's type number and content, by its binary id; checked and raises as the store's does."""

@@ -15,8 +15,8 @@ from heddle.atomic import write_file
 from heddle.errors import StorageError
 from heddle.objects.blockindex import encode_index, open_index
 from heddle.objects.index import Index
-from heddle.objects.layout import REINDEX_HINT, Entry, corrupt
-from heddle.objects.packfile import PackFile
+from heddle.objects.layout import REINDEX_HINT, corrupt
+from heddle.objects.opening import open_pack
 
 _NAME = re.compile("[0-9a-f]{64}")
 REPAIR_HINT = "heddle fsck --repair keeps what is sound of it, and says what is lost"
@@ -115,30 +115,23 @@ def _verify_packs(
     for name in sorted(names(directory, ".pack")):
         index = indexes.get(name)
         try:
-            pack = PackFile(directory / f"{name}.pack", id_length)
+            pack = open_pack(directory / f"{name}.pack", id_length, index)
         except FileNotFoundError:  # gc has merged it since it was listed
             continue
         whole = pack.is_named_right()
         if not whole:
             yield Problem("damaged_pack", f"{pack.path} is not what was written", REPAIR_HINT)
-        for entry in pack.scan() if index is None else sorted(index, key=_place):
-            if full or not whole:
-                yield from _check_entry(pack, entry)
-            done += index is not None
+        if full or not whole:
+            for entry, problem in pack.check(pack.scan() if index is None else index):
+                if problem is not None:
+                    yield Problem("damaged_object", problem.message, REPAIR_HINT, entry.id)
+                done += index is not None
+                if progress is not None:
+                    progress(done, total)
+        elif index is not None:
+            done += index.count
             if progress is not None:
                 progress(done, total)
-
-
-def _check_entry(pack: PackFile, entry: Entry) -> Iterator[Problem]:
-    try:
-        pack.rehash(entry)
-    except StorageError as error:
-        yield Problem("damaged_object", error.message, REPAIR_HINT, entry.id)
-
-
-def _place(entry: Entry) -> tuple[int, int]:
-    """In this order a block is decompressed once."""
-    return entry.offset, entry.member
 
 
 def reindex(directory: Path, id_length: int) -> list[str]:
@@ -163,7 +156,7 @@ def _is_sound(directory: Path, name: str, id_length: int) -> bool:
 
 def _rebuild(directory: Path, name: str, id_length: int) -> None:
     """Write an index of what can be found in a pack; its rename is the commit point."""
-    pack = PackFile(directory / f"{name}.pack", id_length)
+    pack = open_pack(directory / f"{name}.pack", id_length)
     entries = {entry.id: entry for entry in pack.scan()}
     data = encode_index(
         entries.values(), id_length=id_length, pack_size=pack.size, pack_digest=bytes.fromhex(name)

@@ -295,6 +295,29 @@ class GitObjects:
 
     # Listing
 
+    def directories(self) -> Iterator[GitObjects]:
+        """This directory and all that it reads too."""
+        yield self
+        for alternate in self._alternates:
+            yield from alternate.directories()
+
+    def packs(self) -> tuple[GitPack, ...]:
+        """The packs of this directory itself.
+
+        Raises:
+            CorruptObject: the index of one can't be read.
+        """
+        found = self._packs.all()
+        for damage in self._packs.damage:
+            raise CorruptObject(
+                f"{self.path} is damaged: {damage}", hint="run `git fsck --full` there"
+            )
+        return found
+
+    def loose_ids(self) -> Iterator[bytes]:
+        """The binary ids of the objects that lie alone in this directory itself."""
+        return self._loose_ids("")
+
     def iter_ids(self) -> Iterator[bytes]:
         """The binary id of every object here and in the alternates, some more than once."""
         for pack in self._packs.all():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from binascii import hexlify, unhexlify
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,10 +52,14 @@ def to_raw(object_id: bytes, id_length: int) -> bytes:
 
 def new_hash(id_length: int, type_num: int, size: int) -> _Hash:
     """A hash that has taken in git's header for an object of ``size`` bytes; its digest will be the id."""
+    return _hash_of(id_length)(b"%s %d\0" % (TYPE_NAMES[type_num], size), usedforsecurity=False)
+
+
+@cache
+def _hash_of(id_length: int) -> Callable[..., _Hash]:
     from hashlib import sha1, sha256  # loads OpenSSL, which commands that only read do not need
 
-    header = b"%s %d\0" % (TYPE_NAMES[type_num], size)
-    return (sha1 if id_length == 20 else sha256)(header, usedforsecurity=False)
+    return sha1 if id_length == 20 else sha256
 
 
 def is_id_of(raw_id: bytes, type_num: int, content: bytes) -> bool:

@@ -464,6 +464,16 @@ def offset_varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
     return value, at + 1
 
 
+def entry_head(type_num: int, size: int) -> bytes:
+    """How the entry of a whole object begins."""
+    head = bytearray()
+    byte, left = type_num << 4 | size & 15, size >> 4
+    while left:
+        head.append(byte | 0x80)
+        byte, left = left & 0x7F, left >> 7
+    return bytes([*head, byte])
+
+
 def _result_size(deflated: bytes) -> int:
     """The length of what a delta makes, from the beginning of its deflated bytes."""
     try:

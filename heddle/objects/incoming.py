@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from heddle.errors import CorruptObject, DataError, ObjectMissing
 from heddle.objects.gitformat import BLOB, to_raw
-from heddle.objects.gitpack import LONGEST_CHAIN, Delta, apply_delta
+from heddle.objects.gitpack import LONGEST_CHAIN, Delta, apply_delta, offset_varint
 from heddle.objects.layout import WHOLE_LIMIT
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _TYPES = (1, 2, 3, 4)
 _REPORT_EVERY = 256
 _DELTA_HEAD = 20  # bytes that hold the two lengths a delta begins with
 _LONGEST_LENGTH = 64  # bits
+_LONGEST_NUMBER = 16  # bytes that hold a length or a distance
 _SHORT_DELTA = 16 << 10  # bytes
 _DELTAS_KEPT = 64 << 20  # bytes of short deltas that are kept until their bases are known
 _HELD_WHOLE = 1 << 30
@@ -128,9 +129,9 @@ def check_sizes(file: IO[bytes], hash_name: str, max_bytes: int) -> None:
             elif type_num == _REF_DELTA:
                 reader.read(reader.id_length)
             if type_num in (_OFS_DELTA, _REF_DELTA):
-                reader.skip_delta(size, lambda made: _check_size(made, max_bytes))
+                reader.skip_delta(size, lambda made: check_size(made, max_bytes))
             else:
-                _check_size(size, max_bytes)
+                check_size(size, max_bytes)
                 for _piece in reader.inflate(size):
                     pass
 
@@ -143,12 +144,15 @@ def naming_damage() -> Iterator[None]:
         raise DamagedPack(f"the pack is damaged: {error}", hint="run it again") from error
 
 
-def _check_size(size: int, max_bytes: int | None, *, whole: bool = False) -> None:
-    limits = [limit for limit in (max_bytes, _HELD_WHOLE if whole else None) if limit is not None]
-    if limits and size > min(limits):
+def check_size(size: int, max_bytes: int | None, *, whole: bool = False) -> None:
+    """Refuse an object that is too long, or too long to be held whole; raises ObjectTooLarge."""
+    limit = max_bytes
+    if whole and (limit is None or limit > _HELD_WHOLE):
+        limit = _HELD_WHOLE
+    if limit is not None and size > limit:
         raise ObjectTooLarge(
-            f"the pack holds an object of {size} bytes, and {min(limits)} is the limit",
-            hint="heddle config set fetch.max_object_size N" if min(limits) == max_bytes else None,
+            f"the pack holds an object of {size} bytes, and {limit} is the limit",
+            hint="heddle config set fetch.max_object_size N" if limit == max_bytes else None,
         )
 
 
@@ -218,8 +222,8 @@ class Taking(ABC):
         """Take a large blob of so many bytes; returns its binary id."""
 
     @abstractmethod
-    def _bases(self) -> Iterator[bytes]:
-        """Of the objects that deltas name by their ids, those that can be had now."""
+    def _bases(self) -> Iterator[tuple[int | None, bytes]]:
+        """Of the objects that deltas name by their ids, those that can be had now; with their places, if known."""
 
     @abstractmethod
     def _base(self, number: int | None, raw_id: bytes) -> tuple[int, bytes]:
@@ -263,7 +267,7 @@ class Taking(ABC):
             base_id = reader.read(self._length)
             self._by_id[base_id].append(self._skip_delta(number, size))
         elif type_num in _TYPES:
-            _check_size(size, self._limit, whole=type_num != BLOB)
+            check_size(size, self._limit, whole=type_num != BLOB)
             self._note(number, self._take_whole(number, type_num, size))
         else:
             raise ValueError(f"an object of type {type_num}")
@@ -277,12 +281,14 @@ class Taking(ABC):
     def _skip_delta(self, number: int, size: int) -> _Delta:
         """Go to the end of a delta; one that is not kept is read again when its base is known."""
         start = self._reader.offset
-        check = partial(_check_size, max_bytes=self._limit, whole=True)
-        if size > min(_SHORT_DELTA, self._room):
+        if size > _SHORT_DELTA:
+            check = partial(check_size, max_bytes=self._limit, whole=True)
             self._reader.skip_delta(size, check)
             return _Delta(number, start, size, None)
         content = self._reader.whole(size)
-        check(Delta(content[:_DELTA_HEAD]).size)
+        check_size(Delta(content[:_DELTA_HEAD]).size, self._limit, whole=True)
+        if size > self._room:
+            return _Delta(number, start, size, None)
         self._room -= size
         return _Delta(number, start, size, content)
 
@@ -316,8 +322,8 @@ class Taking(ABC):
                 self._apply_from(number, raw_id)
 
     def _apply_by_id(self) -> None:
-        for raw_id in self._bases():
-            self._apply_from(None, raw_id)
+        for number, raw_id in self._bases():
+            self._apply_from(number, raw_id)
 
     def _waiting(self, number: int | None, raw_id: bytes) -> list[_Delta]:
         """The deltas against an object."""
@@ -379,9 +385,10 @@ class _Storing(Taking):
     def _take_large(self, number: int, size: int, pieces: Iterator[bytes]) -> bytes:
         return to_raw(self._writer.add_blob_from(_Pieces(pieces).read, size), self._length)
 
-    def _bases(self) -> Iterator[bytes]:
-        known = (self._writer, self._store)
-        return (each for each in list(self._by_id) if any(each in where for where in known))
+    def _bases(self) -> Iterator[tuple[int | None, bytes]]:
+        for raw_id in list(self._by_id):
+            if raw_id in self._writer or raw_id in self._store:
+                yield None, raw_id
 
     def _base(self, number: int | None, raw_id: bytes) -> tuple[int, bytes]:
         return (self._writer if raw_id in self._writer else self._store).get_raw(raw_id)
@@ -444,7 +451,6 @@ class Reader:
     """The bytes of a pack file, hashed as they are first read.
 
     Attributes:
-        offset: of the next byte.
         id_length: bytes of an id.
     """
 
@@ -455,39 +461,40 @@ class Reader:
         self.id_length = self._hash.digest_size
         self._unhashed = file.tell() - self.id_length
         file.seek(0)
+        self._start = 0  # offset of the buffer
         self._buffer = b""
         self._at = 0
-        self._loaded = 0  # offset of the end of the buffer
         if self._unhashed < 12:
             raise EOFError("it ends too early")
 
     @property
     def offset(self) -> int:
-        return self._loaded - len(self._buffer) + self._at
+        """Of the next byte."""
+        return self._start + self._at
 
-    def _load(self) -> bytes:
-        """The next bytes: what is left of the buffer, or more of the file."""
-        if self._at == len(self._buffer):
-            self._buffer, self._at = self._file.read(_CHUNK), 0
-            self._loaded += len(self._buffer)
-            if not self._buffer:
-                raise EOFError("it ends too early")
+    def _have(self, size: int) -> None:
+        """Have so many bytes in the buffer, or all that are left."""
+        while len(self._buffer) - self._at < size and (piece := self._file.read(_CHUNK)):
+            self._start += self._at
+            self._buffer, self._at = self._buffer[self._at :] + piece, 0
             if self._unhashed > 0:
-                self._hash.update(self._buffer[: self._unhashed])
-                self._unhashed -= len(self._buffer)
-        return self._buffer
+                self._hash.update(piece[: self._unhashed])
+                self._unhashed -= len(piece)
 
     def read(self, size: int) -> bytes:
         """Exactly so many bytes."""
-        piece = self._load()[self._at : self._at + size]
+        self._have(size)
+        piece = self._buffer[self._at : self._at + size]
         self._at += len(piece)
-        return piece if len(piece) == size else piece + self.read(size - len(piece))
+        if len(piece) < size:
+            raise EOFError("it ends too early")
+        return piece
 
     def seek(self, offset: int, size: int) -> None:
-        """Go back to a stream that was read before, and holds so many bytes."""
+        """Go to an offset; so many bytes are going to be read there."""
         self._file.seek(offset)
-        self._buffer, self._at = self._file.read(min(size + _STORED_MORE, _CHUNK)), 0
-        self._loaded = offset + len(self._buffer)
+        self._start, self._at = offset, 0
+        self._buffer = self._file.read(min(size + _STORED_MORE, _CHUNK))
 
     def pack_header(self) -> int:
         """How many objects the pack says that it holds."""
@@ -499,30 +506,41 @@ class Reader:
 
     def entry_header(self) -> tuple[int, int]:
         """An object's type and length, without which no memory is taken for it."""
-        byte = self.read(1)[0]
-        type_num, size, shift = byte >> 4 & 7, byte & 15, 4
-        while byte & 0x80:
-            byte = self.read(1)[0]
-            size |= (byte & 0x7F) << shift
-            shift += 7
-            if shift > _LONGEST_LENGTH:
-                raise ValueError("an object without a length")
+        if len(self._buffer) - self._at < _LONGEST_NUMBER:
+            self._have(_LONGEST_NUMBER)
+        data, at = self._buffer, self._at
+        try:
+            byte = data[at]
+            type_num, size, shift = byte >> 4 & 7, byte & 15, 4
+            while byte & 0x80:
+                at += 1
+                byte = data[at]
+                size |= (byte & 0x7F) << shift
+                shift += 7
+                if shift > _LONGEST_LENGTH:
+                    raise ValueError("an object without a length")
+        except IndexError:
+            raise EOFError("it ends too early") from None
+        self._at = at + 1
         return type_num, size
 
     def base_distance(self) -> int:
         """How far before its delta a base begins."""
-        byte = self.read(1)[0]
-        distance = byte & 0x7F
-        while byte & 0x80:
-            byte = self.read(1)[0]
-            distance = (distance + 1) << 7 | byte & 0x7F
+        self._have(_LONGEST_NUMBER)
+        try:
+            distance, self._at = offset_varint(self._buffer, self._at)
+        except IndexError:
+            raise EOFError("it ends too early") from None
         return distance
 
     def whole(self, size: int) -> bytes:
         """One compressed stream, which has to be exactly so long."""
         if size <= _CHUNK:
+            enough = size + (size >> 9) + _STORED_MORE
+            if len(self._buffer) - self._at < enough:
+                self._have(enough)
             stream = zlib.decompressobj()
-            data = self._load()[self._at : self._at + size + (size >> 9) + _STORED_MORE]
+            data = self._buffer[self._at : self._at + enough]
             content = stream.decompress(data, size + 1)
             if stream.eof and len(content) == size:
                 self._at += len(data) - len(stream.unused_data)
@@ -535,7 +553,7 @@ class Reader:
         left, enough = size, size + (size >> 9) + _STORED_MORE
         while not stream.eof:
             # No more than it can need: zlib copies what is left over, which is the next objects'.
-            data = stream.unconsumed_tail or self._load()[self._at : self._at + enough]
+            data = stream.unconsumed_tail or self._next(enough)
             piece = stream.decompress(data, _CHUNK)
             rest = stream.unused_data if stream.eof else stream.unconsumed_tail
             self._at += len(data) - len(rest)
@@ -546,6 +564,13 @@ class Reader:
                 yield piece
         if left:
             raise ValueError("an object is shorter than it was said to be")
+
+    def _next(self, size: int) -> bytes:
+        """Up to so many bytes, at least one, which stay the next ones."""
+        self._have(1)
+        if self._at == len(self._buffer):
+            raise EOFError("it ends too early")
+        return self._buffer[self._at : self._at + size]
 
     def skip_delta(self, size: int, check: Callable[[int], None]) -> None:
         """Go to the end of a delta.

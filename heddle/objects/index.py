@@ -18,7 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from heddle.errors import CorruptObject, StorageError
-from heddle.objects.layout import CRC, REINDEX_HINT, VERSION, Entry, corrupt, with_crc
+from heddle.objects.layout import CRC, OF_GIT, REINDEX_HINT, VERSION, Entry, corrupt, with_crc
 
 INDEX_MAGIC = b"HDLINDX\0"
 _HEADER = struct.Struct("<8sHBBIQQ32sI")
@@ -50,15 +50,33 @@ def encode_index(
         pack_size: length of the pack file, in bytes.
         pack_digest: SHA-256 of the pack file: its name.
     """
+    return encode_ordered(
+        sorted(entries, key=itemgetter(0)),
+        id_length=id_length,
+        pack_size=pack_size,
+        pack_digest=pack_digest,
+    )
+
+
+def encode_ordered(
+    entries: Iterable[Entry], *, id_length: int, pack_size: int, pack_digest: bytes
+) -> bytes:
+    """As ``encode_index``, of entries in order of their ids, which are not all held at once."""
     from hashlib import sha256
 
-    ordered = sorted(entries, key=itemgetter(0))
-    bits = slot_bits(len(ordered))
-    parts = [encode_header(len(ordered), id_length, bits, pack_size, pack_digest)]
-    parts.append(encode_fanout(ordered, bits))
+    rows = bytearray()
     row = struct.Struct(f"<{id_length}sQQQBBH")
-    parts += [with_crc(row.pack(*entry[:6], 0)) for entry in ordered]
-    body = b"".join(parts)
+    pack, pack_crc = row.pack, CRC.pack
+    for raw_id, offset, raw_size, stored_size, kind, type_num, _ in entries:
+        fields = pack(raw_id, offset, raw_size, stored_size, kind, type_num, 0)
+        rows += fields
+        rows += pack_crc(crc32(fields))
+    width = row.size + CRC.size
+    count = len(rows) // width
+    bits = slot_bits(count)
+    header = encode_header(count, id_length, bits, pack_size, pack_digest)
+    firsts = (bytes(rows[at : at + 4]) for at in range(0, len(rows), width))
+    body = header + encode_fanout(firsts, bits) + rows
     return body + sha256(body).digest()
 
 
@@ -84,11 +102,11 @@ def slot_bits(count: int) -> int:
     return (count // _ROWS_PER_SLOT).bit_length()
 
 
-def encode_fanout(ordered: list[Entry], bits: int) -> bytes:
-    """The row number at which each slot begins; an id's slot is its first ``bits`` bits."""
+def encode_fanout(ids: Iterable[bytes], bits: int) -> bytes:
+    """The row number at which each slot begins; an id's slot is its first ``bits`` bits, at most 32."""
     starts = [0] * ((1 << bits) + 1)
-    for entry in ordered:
-        starts[(int.from_bytes(entry[0][:4], "big") >> (32 - bits)) + 1] += 1
+    for raw_id in ids:
+        starts[(int.from_bytes(raw_id[:4], "big") >> (32 - bits)) + 1] += 1
     return struct.pack(f"<{len(starts)}I", *accumulate(starts))
 
 
@@ -200,6 +218,13 @@ class Index:
     def _columns(self, rows: bytes) -> Columns:
         *columns, checks = zip(*self._row.iter_unpack(rows), strict=True)
         return *columns, bytes(len(checks))
+
+    def is_of_git(self) -> bool | None:
+        """Whether the pack is kept as git sent it; None where a damaged row does not say it, or there is none."""
+        try:
+            return next((entry.kind == OF_GIT for entry in self.sample(1)), None)
+        except CorruptObject:
+            return None
 
     def sample(self, count: int) -> Iterator[Entry]:
         """Up to so many rows, evenly spaced; raises as iterating does."""

@@ -15,8 +15,9 @@ from zlib import crc32
 from heddle.errors import CorruptObject
 from heddle.objects.gitformat import TYPE_NAMES, to_hex
 
-WHOLE, CHUNKED, BLOCK = 1, 2, 3
-"""What an entry stores: an object in one zstd frame; one in many and a table; several objects in one frame."""
+WHOLE, CHUNKED, BLOCK, OF_GIT = 1, 2, 3, 4
+"""What an entry stores: an object in one zstd frame; one in many and a table; several objects in one frame; an object
+as git stores it, in a pack of git's."""
 
 FRAME_SIZE = 1 << 20
 """Bytes of content in each frame of a chunked entry, except the last."""
@@ -31,6 +32,8 @@ BASES_LIMIT = 4096
 
 VERSION = 1
 PACK_MAGIC = b"HDLPACK\0"
+GIT_PACK_MAGIC = b"PACK"
+"""How a pack begins that is kept as git sent it."""
 PACK_END_MAGIC = b"HDLPEND\0"
 ENTRY_MAGIC = b"\xf5OBJ"
 TEMPORARY_PREFIX = ".tmp-"
@@ -72,8 +75,8 @@ class Entry(NamedTuple):
         id: the object's id, binary; in the header of a block, that of its first object.
         offset: of the entry's header in the pack, in bytes.
         raw_size: length of the object's content, in bytes; in the header of a block, of all its objects'.
-        stored_size: length of the payload behind the entry's header, in bytes.
-        kind: WHOLE, CHUNKED or BLOCK.
+        stored_size: length of the payload behind the entry's header, in bytes; in git's packs, of the entry.
+        kind: WHOLE, CHUNKED, BLOCK or OF_GIT.
         type_num: git's type number.
         member: which of a block's objects it is, from 0.
     """
@@ -154,6 +157,11 @@ def is_plausible(entry: Entry) -> bool:
     if kind == CHUNKED:
         return raw_size > WHOLE_LIMIT and stored_size > frame_count(raw_size) * CHUNK_SIZE
     return kind == BLOCK and raw_size <= WHOLE_LIMIT and stored_size <= _BLOCK_BOUND
+
+
+def is_large(entry: Entry) -> bool:
+    """Say whether an object is read in parts: in our own packs it is chunked then."""
+    return entry.raw_size > WHOLE_LIMIT
 
 
 def stored_bound(raw_size: int) -> int:

@@ -62,9 +62,8 @@ class PackOutput:
         self._directory = directory
         self._id_length = id_length
         self._header = EntryHeader(id_length)
-        self._temporary = _temporary_path(directory)
         self._renamed = False
-        self._fd = _create(self._temporary)
+        self._fd, self._temporary = temporary_file(directory)
         self._reader: PackFile | None = None
         self._digest = sha256()
         self._entries = 0
@@ -189,17 +188,11 @@ class PackOutput:
             pack_digest=digest,
             collected=collected,
         )
-        with _as_storage_error(self._directory):
-            if modified_ns is not None:
+        if modified_ns is not None:
+            with _as_storage_error(self._directory):
                 os.utime(self._fd, ns=(modified_ns, modified_ns))
-            os.fsync(self._fd)
-            faults.reach("pack.synced")
-            with replacing(self._directory / f"{digest.hex()}.idx", mode=_MODE) as file:
-                file.write(index)
-                os.rename(self._temporary, self._directory / f"{digest.hex()}.pack")
-                self._renamed = True
-                faults.reach("pack.renamed")
-        faults.reach("pack.published")
+        publish(self._fd, self._temporary, self._directory / digest.hex(), index)
+        self._renamed = True
         return digest.hex()
 
     def close(self) -> None:
@@ -207,6 +200,27 @@ class PackOutput:
         os.close(self._fd)
         if not self._renamed:
             self._temporary.unlink(missing_ok=True)
+
+
+def publish(fd: int, temporary: Path, path: Path, index: bytes) -> None:
+    """Make a pack that is written durable and then visible; the index's rename is the commit point.
+
+    Args:
+        fd: of the pack, open for writing.
+        temporary: where it is, on the same file system.
+        path: its place without suffix.
+        index: the content of its index.
+    """
+    with _as_storage_error(path.parent):
+        os.fsync(fd)
+        faults.reach("pack.synced")
+        with replacing(path.with_suffix(".idx"), mode=_MODE) as file:
+            file.write(index)
+            file.flush()  # a disk without room for it says so before the pack has its name
+            os.fchmod(fd, os.fstat(file.fileno()).st_mode & 0o777)  # what the umask leaves
+            os.rename(temporary, path.with_suffix(".pack"))
+            faults.reach("pack.renamed")
+    faults.reach("pack.published")
 
 
 class SideFile:
@@ -220,8 +234,7 @@ class SideFile:
     def __init__(self, directory: Path, *, level: int = LEVEL) -> None:
         self._directory = directory
         self._level = level
-        path = _temporary_path(directory)
-        self._fd = _create(path)
+        self._fd, path = temporary_file(directory)
         path.unlink()
         self._places: list[tuple[int, int]] = []
         self.raw_size = 0
@@ -264,6 +277,18 @@ class SideFile:
         while data := os.pread(self._fd, FRAME_SIZE, offset):
             yield data
             offset += len(data)
+
+
+def framed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Some content, in pieces of any length, as a SideFile takes it: FRAME_SIZE bytes at a time, the last fewer."""
+    held = bytearray()
+    for piece in pieces:
+        held += piece
+        while len(held) >= FRAME_SIZE:
+            yield bytes(held[:FRAME_SIZE])
+            del held[:FRAME_SIZE]
+    if held:
+        yield bytes(held)
 
 
 def compress(contents: list[bytes], *, threads: int, level: int = LEVEL) -> list[Any]:
@@ -328,15 +353,17 @@ def _lock_is_free(path: Path) -> bool:
     return True
 
 
-def _temporary_path(directory: Path) -> Path:
-    return directory / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
+def temporary_file(directory: Path) -> tuple[int, Path]:
+    """Create a file that is ours as long as its descriptor is open; see ``remove_abandoned``.
 
-
-def _create(path: Path) -> int:
-    with _as_storage_error(path.parent):
+    Raises:
+        StorageError: it can't be made.
+    """
+    path = directory / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
+    with _as_storage_error(directory):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        return fd
+        return fd, path
 
 
 @contextmanager

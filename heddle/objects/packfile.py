@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -83,6 +83,12 @@ class PackFile:
     def refresh_size(self) -> None:
         """Take the file's length again; only a pack that is still being written changes it."""
         self.size = os.fstat(self._fd).st_size
+
+    def begin(self, size: int) -> bytes:
+        """The first bytes, or none where the disk can't read them: whoever reads on is told."""
+        with suppress(StorageError):
+            return self._bytes(size, 0)
+        return b""
 
     # One object
 
@@ -297,6 +303,16 @@ class PackFile:
         if digest.digest() != entry.id:
             raise self.corrupt(entry, f"its content has the id {digest.hexdigest()}")
 
+    def check(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StorageError | None]]:
+        """Go through objects in the order that is cheapest; yields each, and what is wrong with it."""
+        for entry in sorted(entries, key=_place):
+            problem = None
+            try:
+                self.rehash(entry)
+            except StorageError as error:
+                problem = error
+            yield entry, problem
+
     def is_named_right(self) -> bool:
         """Say whether the file's name is its SHA-256: every byte is as it was written."""
         try:
@@ -383,6 +399,11 @@ class PackFile:
                 at = window.find(ENTRY_MAGIC, at + 1)
             offset += FRAME_SIZE
         return None
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    """In this order a block is decompressed once."""
+    return entry.offset, entry.member
 
 
 class _Blocks:

@@ -20,6 +20,7 @@ from heddle.objects.blockindex import BlockIndex, open_index
 from heddle.objects.gitformat import COMMIT
 from heddle.objects.index import Index
 from heddle.objects.layout import REINDEX_HINT, TEMPORARY_PREFIX, Entry, corrupt
+from heddle.objects.opening import open_pack
 from heddle.objects.packfile import PackFile
 
 _SMALL = 4096
@@ -249,7 +250,7 @@ class PackDirectory:
         with self._lock:
             pack = self._files.get(name)
             if pack is None:
-                pack = self._files[name] = PackFile(index.pack_path, self._id_length)
+                pack = self._files[name] = open_pack(index.pack_path, self._id_length, index)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             else:
@@ -294,7 +295,7 @@ class PackDirectory:
             ids = self._ids_without_index.get(name)
             if ids is None:
                 try:
-                    pack = PackFile(self.path / f"{name}.pack", self._id_length)
+                    pack = open_pack(self.path / f"{name}.pack", self._id_length)
                 except FileNotFoundError:
                     return frozenset()
                 ids = frozenset(entry.id for entry in pack.scan())

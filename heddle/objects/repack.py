@@ -19,11 +19,11 @@ from heddle.objects.layout import (
     BASE_DEPTH,
     BASES_LIMIT,
     BLOCK,
-    CHUNKED,
     WHOLE_LIMIT,
     Entry,
+    is_large,
 )
-from heddle.objects.output import PackOutput, SideFile, compress, processors
+from heddle.objects.output import PackOutput, SideFile, compress, framed, processors
 from heddle.objects.packfile import PackFile
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Repacker:
             index, entry = self._catalog.find(raw_id)
             if isinstance(index, BlockIndex) and entry.kind != BLOCK:
                 self._copy(self._packs.open(index), entry, output)
-            elif entry.kind == CHUNKED:
+            elif is_large(entry):
                 self._write_large(self._packs.open(index), entry, output)
             else:
                 batch.append(entry)
@@ -306,7 +306,7 @@ class Repacker:
 
     def _write_large(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
         with SideFile(self._packs.path, level=WHOLE_LEVEL) as side:
-            side.write(pack.contents(entry))
+            side.write(framed(pack.contents(entry)))
             self._entries[entry.id] = output.append_chunked(entry.id, entry.type_num, side)
         self._report(entry.raw_size)
 

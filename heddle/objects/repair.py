@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
 from heddle.errors import StorageError
+from heddle.objects.blockindex import open_index
 from heddle.objects.check import checked_index, names
 from heddle.objects.gitformat import BLOB, ID_LENGTHS
 from heddle.objects.holding import Hold
-from heddle.objects.layout import PACK_HEADER_SIZE, WHOLE_LIMIT, Entry, encode_pack_header
+from heddle.objects.layout import PACK_HEADER_SIZE, Entry, encode_pack_header, is_large
+from heddle.objects.opening import open_pack
 from heddle.objects.pack import PackWriter
 from heddle.objects.packfile import PackFile
 
@@ -35,22 +37,29 @@ class BrokenPack(NamedTuple):
         why: what is wrong, in a few words.
         sound: entries whose content has its id.
         damaged: binary ids of the objects that can't be read.
+        pack: the file, if it is there.
     """
 
     path: Path
     why: str
     sound: list[Entry]
     damaged: list[bytes]
+    pack: PackFile | None = None
 
 
 def object_format(directory: Path) -> str | None:
-    """The format that packs were written in, from the first one with a sound header."""
+    """The format that packs were written in, from the first with a sound header; a pack of git's does not say it."""
     headers = {encode_pack_header(length): name for name, length in ID_LENGTHS.items()}
     for path in sorted(directory.glob("*.pack")):
         with suppress(OSError), path.open("rb") as file:
             found = headers.get(file.read(PACK_HEADER_SIZE))
             if found is not None:
                 return found
+    for path in sorted(directory.glob("*.idx")):
+        for name, length in ID_LENGTHS.items():
+            with suppress(OSError, StorageError):
+                open_index(path, length)
+                return name
     return None
 
 
@@ -75,7 +84,7 @@ def broken_packs(
             path = directory / f"{name}.pack"
             yield BrokenPack(path, "it is missing", [], [entry.id for entry in entries])
         else:
-            pack = _open(directory / f"{name}.pack", id_length)
+            pack = _open(directory / f"{name}.pack", id_length, index)
             if pack is not None and not pack.is_named_right():
                 yield _examined(pack, index)
         if progress is not None:
@@ -89,9 +98,9 @@ def _index(directory: Path, name: str, id_length: int) -> Index | None:
         return None
 
 
-def _open(path: Path, id_length: int) -> PackFile | None:
+def _open(path: Path, id_length: int, index: Index | None) -> PackFile | None:
     try:
-        return PackFile(path, id_length)
+        return open_pack(path, id_length, index)
     except FileNotFoundError:  # gc has merged it since it was listed
         return None
 
@@ -102,14 +111,12 @@ def _examined(pack: PackFile, index: Index | None) -> BrokenPack:
     for entry in pack.scan():
         entries.setdefault(entry.id, entry)
     sound, damaged = [], []
-    for entry in sorted(entries.values(), key=lambda entry: entry.offset):
-        try:
-            pack.rehash(entry)
-        except StorageError:
-            damaged.append(entry.id)
-        else:
+    for entry, problem in pack.check(entries.values()):
+        if problem is None:
             sound.append(entry)
-    return BrokenPack(pack.path, "it is not what was written", sound, damaged)
+        else:
+            damaged.append(entry.id)
+    return BrokenPack(pack.path, "it is not what was written", sound, damaged, pack)
 
 
 def rewrite(
@@ -133,8 +140,8 @@ def rewrite(
     count, new = 0, []
     for each in every:
         with PackWriter(keeping, Hold(keeping.path / "packs")) as writer:
-            if each.sound:
-                _copy(each, writer, store.id_length)
+            if each.pack is not None:
+                _copy(each.pack, each.sound, writer)
             count += writer.count
             name = writer.commit()
         keeping.refresh()
@@ -149,10 +156,9 @@ def rewrite(
     return count, new
 
 
-def _copy(broken: BrokenPack, writer: PackWriter, id_length: int) -> None:
-    pack = PackFile(broken.path, id_length)
-    for entry in broken.sound:
-        if entry.type_num == BLOB and entry.raw_size > WHOLE_LIMIT:
+def _copy(pack: PackFile, entries: Iterable[Entry], writer: PackWriter) -> None:
+    for entry in entries:
+        if entry.type_num == BLOB and is_large(entry):
             writer.add_blob_from(_reader(pack.contents(entry)), entry.raw_size)
         else:
             writer.add(entry.type_num, pack.get(entry))

@@ -23,7 +23,7 @@ from heddle.objects.cache import ContentCache
 from heddle.objects.check import Problem, reindex, verify, verify_indexes
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TREE, decode_tree, to_hex, to_raw
 from heddle.objects.holding import Hold
-from heddle.objects.layout import CHUNKED, Entry
+from heddle.objects.layout import Entry, is_large
 from heddle.objects.output import remove_abandoned
 from heddle.objects.pack import PackWriter
 from heddle.objects.packfile import PackFile
@@ -291,7 +291,7 @@ class ObjectStore(_Interface):
         raw_id = self._raw(object_id)
         return self._read(
             raw_id,
-            lambda pack, entry: entry.kind == CHUNKED,
+            lambda pack, entry: is_large(entry),
             lambda alternate: alternate.is_chunked(raw_id),
         )
 
