@@ -161,7 +161,7 @@ def _client(
     """The client for an address. What is local is served by stock git, so that its hooks and refusals hold."""
     from dulwich import client as clients
 
-    from heddle.git import connection, http
+    from heddle.git import connection
 
     if address.startswith("-") or _HELPER.match(address):
         raise UsageError(f"{address!r} can't be the address of a remote")
@@ -179,6 +179,8 @@ def _client(
         return connection.Conversation(dial), path
     pool = None
     if scheme.lower() in ("http", "https"):
+        from heddle.git import http  # here: TLS alone takes as long to load as all the rest
+
         try:
             pool = http.connections(config, environment, address, silence_s)
         except ValueError as error:
