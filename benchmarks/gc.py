@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.harness import Bench, Row, stopwatch, timed_row
+from benchmarks.harness import Bench, Row, bytes_below, stopwatch, timed_row
 from benchmarks.peers import Heddle
 
 _READ = """
@@ -48,7 +48,7 @@ def measure(bench: Bench, source: Path) -> None:
     heddle = _imported(bench, whole, place / "heddle")
     before = {spec: _reading(bench, heddle.path, spec) for spec in _states(bench, whole)}
     ours = stopwatch(lambda: heddle.run("gc"))
-    size = _bytes(heddle.path / ".heddle/objects/packs")
+    size = bytes_below(heddle.path / ".heddle/objects/packs")
     gc_seconds, gc_size = _git_gc(bench, whole, place / "loose.git")
     seconds, best_size = _git_repack(bench, whole, place / "window.git")
     peers = {"git gc": gc_seconds, "git repack --window=250": seconds}
@@ -96,7 +96,7 @@ def _git_gc(bench: Bench, source: Path, target: Path) -> tuple[float, float]:
     for pack in (source / "objects/pack").glob("*.pack"):
         bench.run("sh", "-c", 'git -C "$1" unpack-objects -q < "$2"', "sh", target, pack)
     seconds = stopwatch(lambda: bench.run("git", "-C", target, "gc", "-q"))
-    return seconds, _bytes(target / "objects")
+    return seconds, bytes_below(target / "objects")
 
 
 def _git_repack(bench: Bench, source: Path, target: Path) -> tuple[float, float]:
@@ -105,8 +105,4 @@ def _git_repack(bench: Bench, source: Path, target: Path) -> tuple[float, float]
     seconds = stopwatch(
         lambda: bench.run("git", "-C", target, "repack", "-q", "-adf", "--window=250")
     )
-    return seconds, _bytes(target / "objects/pack")
-
-
-def _bytes(root: Path) -> float:
-    return float(sum(path.stat().st_size for path in root.rglob("*") if path.is_file()))
+    return seconds, bytes_below(target / "objects/pack")

@@ -1,7 +1,7 @@
 """Heddle on a git repository with a long history, timed against git itself.
 
 Owns the rows about existing repositories: ``init`` and the first commands on one, a directory for one of its
-branches, a lazy clone of it. The history is one that is given, or one that is made up.
+branches, a clone of it, a lazy one too. The history is one that is given, or one that is made up.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.harness import Bench, Row, in_turns, stopwatch, timed_row
+from benchmarks.harness import Bench, Row, bytes_below, in_turns, stopwatch, timed_row
 from benchmarks.peers import Git, Heddle
 
 COMMITS = 50_000
@@ -41,7 +41,7 @@ def measure(bench: Bench, chosen: Path | None) -> None:
         name = chosen.resolve().name
     commits = int(bench.run("git", "-C", source, "rev-list", "--count", "HEAD"))
     rows = _Rows(bench, source, f"on git: {name}, {commits:,} commits")
-    for each in (rows.first_commands, rows.directory, rows.lazy_clone):
+    for each in (rows.first_commands, rows.directory, rows.clone, rows.lazy_clone):
         bench.say(f"{rows.section}: {each.__name__.replace('_', ' ')}")
         each()
 
@@ -150,6 +150,32 @@ class _Rows:
             "mount a branch + read 3 files", in_turns(count, {"heddle": mounted, peer: worktree})
         )
         self._add("materialize all of it", in_turns(count, {"heddle": files, peer: worktree}))
+
+    def clone(self) -> None:
+        """``clone`` of all of it against git's, over the same way: the time, and what it takes beside the files."""
+        url, place = f"file://{self.source}", self.bench.work / "clone"
+        sizes: dict[str, float] = {}
+
+        def of(name: str, *command: str) -> Callable[[int], float]:
+            def work(_: int) -> float:
+                seconds = stopwatch(lambda: self.bench.run(*command, url, place))
+                sizes[name] = bytes_below(place / (".heddle" if name == "heddle" else ".git"))
+                shutil.rmtree(place)
+                return seconds
+
+            return work
+
+        peer = "git clone"
+        contenders = {
+            "heddle": of("heddle", "heddle", "clone"),
+            peer: of(peer, "git", "clone", "-q"),
+        }
+        samples = in_turns(self.bench.repetitions(3), contenders)
+        self.bench.add(timed_row(self.section, "clone", samples, reaches={peer: 1.5}))
+        disk = {peer: sizes[peer]}
+        self.bench.add(
+            Row(self.section, "disk after it", "", "bytes", sizes["heddle"], disk, {peer: 1.2})
+        )
 
     def lazy_clone(self) -> None:
         """``clone --lazy`` and a mount against a partial clone of git's, each with three files read."""

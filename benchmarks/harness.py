@@ -77,6 +77,11 @@ def timed_row(
     return Row(section, what, condition, "s", ours, best, reaches, samples=samples)
 
 
+def bytes_below(root: Path) -> float:
+    """The length of all files in a directory and below, in bytes."""
+    return float(sum(path.stat().st_size for path in root.rglob("*") if path.is_file()))
+
+
 class Bench:
     """The place where one run happens, and the environment of every command in it.
 
