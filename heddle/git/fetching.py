@@ -56,6 +56,7 @@ from heddle.git.transport import (
 )
 from heddle.objects.gitdir import GitObjects
 from heddle.objects.incoming import DamagedPack, check_sizes, take_pack
+from heddle.objects.keeping import KEPT_FROM, Keeper
 from heddle.objects.links import Links
 from heddle.repo.database import Move
 from heddle.repo.names import valid_marker_name
@@ -356,7 +357,7 @@ class _Target:
         if self._git is not None:
             return self._take_for_git(self._git, pack, tips, progress)
         store = self._store
-        with store.writer() as writer:
+        with self._writer(pack) as writer:
             links = Links(store.id_length)
             came = self._read_pack(pack, writer, progress, links)
             missing = None
@@ -374,16 +375,24 @@ class _Target:
             writer.commit()
         return len(came)
 
+    def _writer(self, pack: Incoming) -> Keeper | PackWriter:
+        """What a received pack goes into: it is kept, or its objects are stored one by one."""
+        if pack.file.tell() >= KEPT_FROM:
+            return Keeper(self._store, pack.file, pack.path)
+        return self._store.writer()
+
     def _read_pack(
         self,
         pack: Incoming,
-        writer: PackWriter,
+        writer: Keeper | PackWriter,
         progress: Progress | None,
         links: Links | None = None,
     ) -> set[bytes]:
         """Have a writer take in what came; the binary ids of that."""
         if not pack.file.tell():
             return set()
+        if isinstance(writer, Keeper):
+            return set(writer.take(max_bytes=self._max_bytes, links=links, progress=progress))
         return set(
             take_pack(
                 pack.file,

@@ -1,35 +1,39 @@
 """A git repository on its way in: all its objects and refs, into a repository that stands alone.
 
-Owns the reading of whole git packs in the order that is cheapest for their deltas, and what refs become: branches
-threads, tags markers, the rest rows of ``refs``, so that an export gives the same refs again.
+Owns which of git's packs are kept as they are, and what refs become: branches threads, tags markers, the rest rows of
+``refs``, so that an export gives the same refs again.
 
-The order, and what a crash leaves: all objects become one durable pack; everything that the refs need is checked to
-be there; one transaction makes the names (the commit point). A crash before it leaves a pack that nothing refers to
-and that the next import finds to be there already.
+The order, and what a crash leaves: all objects are in durable packs; everything that the refs need is checked to be
+there; one transaction makes the names (the commit point). A crash before it leaves packs that nothing refers to and
+that the next import finds to be there already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle import faults
-from heddle.errors import CorruptObject, DataError, HeddleError, InvalidName, ObjectMissing
+from heddle.errors import CorruptObject, DataError, InvalidName
 from heddle.git import refs as gitrefs
 from heddle.git.branches import Diverged, is_ancestor
 from heddle.git.pack import peeled, require_all
 from heddle.git.refs import HEADS, TAGS, GitRefs
+from heddle.objects.incoming import DamagedPack, take_pack
+from heddle.objects.keeping import KEPT_FROM, keep_copy
+from heddle.objects.links import Links
 from heddle.repo.database import Move
 from heddle.repo.names import valid_marker_name, valid_thread_name
 
 if TYPE_CHECKING:
-    from dulwich.object_format import ObjectFormat
     from dulwich.objects import ObjectID
 
     from heddle.git.pack import Progress
+    from heddle.objects.gitdir import GitObjects
+    from heddle.objects.gitpack import GitPack
     from heddle.objects.pack import PackWriter
     from heddle.repo.repository import Repository
 
@@ -86,8 +90,8 @@ def import_git(repo: Repository, source: Path, *, progress: Progress | None = No
         )
     held = refs.verbatim()
     with repo.store.hold():
-        objects = _take_objects(repo, git.objects, progress)
-        names = plan_names(repo, held)
+        objects, whole = _take_objects(repo, git.objects, progress)
+        names = plan_names(repo, held, whole.__contains__)
         faults.reach("importing.before-names")
         head = _head(repo, refs, names)
         repo.database.move_names(
@@ -117,8 +121,13 @@ class Names:
         }
 
 
-def plan_names(repo: Repository, held: dict[bytes, bytes]) -> Names:
+def plan_names(
+    repo: Repository, held: dict[bytes, bytes], is_whole: Callable[[bytes], bool] | None = None
+) -> Names:
     """Turn refs, verbatim by full name, into threads, markers and rows of ``refs``.
+
+    Args:
+        is_whole: whether everything that an object (binary id) needs is known to be there.
 
     Raises:
         Diverged: a thread holds states that its branch does not.
@@ -126,7 +135,7 @@ def plan_names(repo: Repository, held: dict[bytes, bytes]) -> Names:
         ObjectMissing: something that they need is not in the store.
     """
     ids = {target for target in held.values() if not target.startswith(b"ref: ")}
-    require_all(repo.store, ids)
+    require_all(repo.store, ids, is_whole)
     names = Names()
     known = repo.database.refs()
     for ref, target in sorted(held.items()):
@@ -197,67 +206,106 @@ def _head(repo: Repository, refs: GitRefs, names: Names) -> str | None:
 # objects
 
 
-def _take_objects(repo: Repository, objects: Path, progress: Progress | None) -> int:
-    """Store every object of an object directory and its alternates; returns how many were new."""
-    from dulwich.object_store import DiskObjectStore
+def _take_objects(
+    repo: Repository, objects: Path, progress: Progress | None
+) -> tuple[int, AbstractSet[bytes]]:
+    """Have every object of an object directory and its alternates here.
 
-    source = DiskObjectStore(objects, object_format=repo.store.object_format)
+    Returns:
+        How many were new, and the binary ids of those that need nothing but each other.
+    """
+    from heddle.objects.gitdir import GitObjects
+
+    source = GitObjects(objects, repo.object_format, spool=repo.store.path)
     try:
         with repo.store.writer() as writer:
-            _take_store(source, writer, repo.store.object_format, progress)
-            count = writer.count
+            taking = _Taking(repo, writer, source, progress)
+            taking.run()
             writer.commit()
     finally:
-        with suppress(BufferError):  # dulwich, when an error kept a part of a mapped pack alive
-            source.close()
+        source.close()
     repo.store.refresh()
-    return count
+    return taking.kept + writer.count, taking.whole()
 
 
-def _take_store(
-    source: object, writer: PackWriter, object_format: ObjectFormat, progress: Progress | None
-) -> None:
-    from dulwich.object_store import DiskObjectStore
+class _Taking:
+    """The objects of one object directory on their way in.
 
-    assert isinstance(source, DiskObjectStore)
-    loose = list(source._iter_loose_objects())
-    total, done = len(loose) + sum(len(pack) for pack in source.packs), 0
-    with _naming_damage(source.path):
-        for type_num, content in _contents(source, loose):
-            writer.add(type_num, content)
-            done += 1
-            if progress is not None and done % _REPORT_EVERY == 0:
-                progress(done, total)
-    for alternate in source.alternates:
-        _take_store(alternate, writer, object_format, progress)
+    Attributes:
+        kept: how many new ones are in packs that were kept as they are.
+    """
 
+    def __init__(
+        self, repo: Repository, writer: PackWriter, source: GitObjects, progress: Progress | None
+    ) -> None:
+        self.kept = 0
+        self._store = repo.store
+        self._writer = writer
+        self._progress = progress
+        self._links = Links(repo.store.id_length)
+        self._came: set[bytes] = set()
+        self._done = 0
+        self._directories = list(source.directories())
+        self._packs = [pack for each in self._directories for pack in each.packs()]
+        self._loose = [(each, list(each.loose_ids())) for each in self._directories]
+        self._total = sum(pack.index.count for pack in self._packs)
+        self._total += sum(len(ids) for _, ids in self._loose)
 
-def _contents(source: object, loose: list[ObjectID]) -> Iterator[tuple[int, bytes]]:
-    """Every object's type number and content; packs chain by chain, so that each delta is applied once."""
-    from dulwich.object_store import DiskObjectStore
-    from dulwich.pack import PackInflater
+    def run(self) -> None:
+        for pack in self._packs:
+            try:
+                self._take_pack(pack)
+            except DamagedPack as error:
+                raise CorruptObject(
+                    f"{pack.path} is damaged: {error}", hint="run `git fsck --full` there"
+                ) from error
+            self._done += pack.index.count
+        for directory, ids in self._loose:
+            for raw_id in ids:
+                self._take_loose(directory, raw_id)
+                self._done += 1
+                self._report(0)
 
-    assert isinstance(source, DiskObjectStore)
-    for pack in source.packs:
-        for obj in PackInflater.for_pack_data(pack.data):
-            yield obj.type_num, obj.as_raw_string()
-    for id in loose:
-        found = source._get_loose_object(id)
-        if found is None:
-            raise ObjectMissing(f"object {id.decode()} went away", hint="run it again")
-        yield found.type_num, found.as_raw_string()
+    def whole(self) -> AbstractSet[bytes]:
+        """What was taken, if that needs nothing else; what was here before may be the half of an import."""
+        missing = self._links.missing(self._came, lambda raw_id: False)
+        return self._came if missing == [] else frozenset()
 
+    def _take_pack(self, pack: GitPack) -> None:
+        """Keep a pack of which most is new; of another one, what is new is stored."""
+        new = sum(not self._store.holds(raw_id) for raw_id in pack.index.ids())
+        if not new:
+            return
+        report = lambda done, total: self._report(done)  # noqa: E731
+        if 2 * new > pack.index.count and pack.path.stat().st_size >= KEPT_FROM:
+            taken = keep_copy(pack.path, self._store, links=self._links, progress=report)
+            self.kept += new
+        else:
+            with pack.path.open("rb", buffering=0) as file:
+                store, writer, links = self._store, self._writer, self._links
+                taken = take_pack(file, store, writer, links=links, progress=report)
+        self._came.update(taken)
 
-@contextmanager
-def _naming_damage(path: object) -> Iterator[None]:
-    """Turn what dulwich raises for damaged packs into one error that names the directory."""
-    from heddle.objects.bridge import DAMAGE
+    def _take_loose(self, directory: GitObjects, raw_id: bytes) -> None:
+        if self._store.holds(raw_id):
+            return
+        self._came.add(raw_id)
+        if not directory.is_chunked(raw_id):
+            type_num, content = directory.get_raw(raw_id)
+            self._links.follow(type_num, content)
+            self._writer.add(type_num, content)
+            return
+        at = 0
 
-    try:
-        yield
-    except HeddleError:
-        raise
-    except DAMAGE as error:
-        raise CorruptObject(
-            f"{path} is damaged: {error}", hint="run `git fsck --full` there"
-        ) from error
+        def read(size: int) -> bytes:
+            nonlocal at
+            piece = directory.read_at(raw_id, at, size)
+            at += len(piece)
+            return piece
+
+        self._writer.add_blob_from(read, directory.size(raw_id))
+
+    def _report(self, done: int) -> None:
+        done += self._done
+        if self._progress is not None and done % _REPORT_EVERY == 0:
+            self._progress(done, self._total)

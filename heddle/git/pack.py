@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dulwich.object_format import ObjectFormat
     from dulwich.objects import ObjectID
 
+    from heddle.objects.keeping import Keeper
     from heddle.objects.pack import PackWriter
     from heddle.objects.store import ObjectStore
 
@@ -147,7 +148,7 @@ class Objects(Protocol):
 class Arriving:
     """A store together with what a writer for it has, which nobody else sees yet."""
 
-    def __init__(self, store: ObjectStore, writer: PackWriter) -> None:
+    def __init__(self, store: ObjectStore, writer: PackWriter | Keeper) -> None:
         self.id_length = store.id_length
         self.promises_id = store.promises_id
         self._store = store

@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, cast
@@ -22,6 +23,7 @@ from heddle import faults
 from heddle.git.transport import RemoteFailed, RemoteUnreachable, talk, talking_to
 from heddle.objects.gitformat import to_hex
 from heddle.objects.incoming import take_blobs, take_pack
+from heddle.objects.output import SYNC_EVERY
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from heddle.git.remotes import Remote
     from heddle.repo.repository import Repository
 
+Place = tuple[IO[bytes], Path]
+"""A file for a pack, and where it is."""
 PORTION = 2_000
 """Objects asked for at once: what came is kept, so an interruption costs no more than this."""
 _NO_REFS = (b"refs/heddle/none/",)
@@ -47,25 +51,41 @@ def max_object_bytes(repo: Repository) -> int | None:
 class Incoming:
     """The pack of a fetch as it comes.
 
+    Args:
+        outliving: the file that outlives an interruption; None: what comes is not worth it.
+        scratch: makes one that does not.
+
     Attributes:
         file: empty at first.
+        path: where that is.
         goes_on: whether blobs of an attempt that broke off are here, so that the others can be asked for.
     """
 
-    def __init__(self, repo: Repository, remote: Remote, kept: IO[bytes] | None, spool: IO[bytes]):
-        self.file = spool if kept is None else kept
+    def __init__(
+        self,
+        repo: Repository,
+        remote: Remote,
+        outliving: Place | None,
+        scratch: Callable[[], Place],
+    ) -> None:
+        self.file, self.path = outliving or scratch()
         self.goes_on = False
         self._repo = repo
         self._remote = remote
-        self._kept = kept
-        self._spool = spool
+        self._outliving = outliving
+        self._scratch = scratch
         self._asked: Sequence[bytes] = ()
+        self._unsynced = 0
 
     def write(self, data: bytes) -> int:
         """Put more of the pack at the end; returns how many bytes."""
         left = memoryview(data)
         while left:
             left = left[self.file.write(left) :]
+        self._unsynced += len(data)
+        if self._unsynced >= SYNC_EVERY and self._repo.git is None:  # where it may be kept as it is
+            os.fdatasync(self.file.fileno())
+            self._unsynced = 0
         return len(data)
 
     def resume(self) -> None:
@@ -78,11 +98,14 @@ class Incoming:
     def begin(self) -> None:
         """Empty the file for another attempt; one that goes on leaves a note in its place, also if it is killed."""
         self._asked = ()
-        if self.goes_on and self.file is self._kept:
+        if self.goes_on and self._is_outliving():
             self._empty()
             self.write(_NOTE)
-            self.file = self._spool
+            self.file, self.path = self._scratch()
         self._empty()
+
+    def _is_outliving(self) -> bool:
+        return self._outliving is not None and self.file is self._outliving[0]
 
     def _empty(self) -> None:
         self.file.seek(0)
@@ -95,7 +118,7 @@ class Incoming:
 
     def keep_blobs(self) -> bool:
         """Store the blobs that came, durably; whether this attempt brought any that were not here before."""
-        if self._kept is None:
+        if self._outliving is None:
             return False
         found = _keep_blobs(self._repo, self.file)
         if found or any(map(self._repo.store.contains, self._asked)):
@@ -105,37 +128,74 @@ class Incoming:
 
     def give_up(self) -> None:
         """The server can't be asked for single blobs: everything is to come in one piece."""
-        self.goes_on, self._kept, self.file = False, None, self._spool
+        if self._is_outliving():
+            self.file, self.path = self._scratch()
+        self.goes_on, self._outliving = False, None
 
 
 @contextmanager
 def incoming(repo: Repository, remote: Remote) -> Iterator[Incoming]:
     """A place for the pack of a fetch; where an earlier one from there broke off, its blobs are taken first.
 
-    What comes without blobs is not worth keeping.
+    What comes without blobs, or beside another fetch, is not worth keeping when it breaks off.
     """
     path = place(repo, remote)
+    _remove_dead(path)
     fd = -1 if remote.promisor else _locked(path)
-    with spooled(repo) as spool:
+    with ExitStack() as stack:
+        scratch = partial(_scratch, path, stack)
         if fd < 0:
-            yield Incoming(repo, remote, None, spool)
+            yield Incoming(repo, remote, None, scratch)
             return
         # Without a buffer: closing it would write, to a full disk perhaps.
         with os.fdopen(fd, "r+b", buffering=0) as file:
-            pack = Incoming(repo, remote, file, spool)
+            pack = Incoming(repo, remote, (file, path), scratch)
+            is_wanted = False
             try:
                 pack.resume()
                 yield pack
             except KeyboardInterrupt:
-                raise  # what came is looked at the next time
+                is_wanted = True  # what came is looked at the next time
+                raise
             except (RemoteFailed, RemoteUnreachable):
-                if not pack.goes_on:
-                    path.unlink(missing_ok=True)
+                is_wanted = pack.goes_on
                 raise
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            path.unlink(missing_ok=True)
+            finally:
+                if not is_wanted:
+                    _remove_own(path, fd)
+
+
+def _scratch(path: Path, stack: ExitStack) -> Place:
+    """A file beside a place, which goes with the stack unless it was renamed."""
+    while True:
+        mine = path.with_name(f"{path.name}-{os.urandom(8).hex()}")
+        if (fd := _locked(mine)) >= 0:  # else somebody takes it for a dead one's
+            break
+    file = stack.enter_context(os.fdopen(fd, "r+b", buffering=0))
+    stack.callback(_remove_own, mine, fd)
+    return file, mine
+
+
+def _remove_own(path: Path, fd: int) -> None:
+    """Remove a file that we have locked, unless it was renamed and the name is another's now."""
+    if _is_at(path, fd):
+        path.unlink()
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the files beside a place that killed fetches left."""
+    for each in path.parent.glob(f"{path.name}-*"):
+        if (fd := _locked(each)) >= 0:
+            each.unlink()
+            os.close(fd)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether a file that we have open still has its name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def forget_old(repo: Repository, before_ns: int) -> None:
@@ -155,13 +215,16 @@ def place(repo: Repository, remote: Remote) -> Path:
 
 def _locked(path: Path) -> int:
     """A descriptor of a file that nobody else has; -1 while somebody has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return -1
-    return fd
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return -1
+        if _is_at(path, fd):
+            return fd
+        os.close(fd)  # who had it has just removed or renamed it
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import heddle
 from heddle.mount import upper as up
@@ -429,6 +430,53 @@ EXPORT = Scenario(
 )
 
 
+def beside_packed_git(path: Path) -> None:
+    """A repository, two git repositories inside its working directory, and one of them has a pack."""
+    beside_git(path)
+    _make_git(path / "packed")
+    for name in ("g", "h"):
+        (path / "packed" / name).write_text(f"{name}\n")
+        _git(path / "packed", "add", name)
+        _git(path / "packed", "commit", "-q", "-m", f"Packed {name}")
+    _git(path / "packed", "branch", "-m", "packed")
+    _git(path / "packed", "repack", "-adq")
+
+
+def _kept(step: Callable[[World], None]) -> Callable[[World], None]:
+    """A step in which every pack of git's is kept, however short."""
+
+    def do(world: World) -> None:
+        with patch("heddle.git.fetching.KEPT_FROM", 1), patch("heddle.git.importing.KEPT_FROM", 1):
+            step(world)
+
+    return do
+
+
+def _import_packed(world: World) -> None:
+    from heddle.git.importing import import_git
+
+    import_git(world.repo, world.path / "packed")
+
+
+def _read_kept(world: World) -> None:
+    from heddle.objects.layout import OF_GIT
+
+    assert world.repo.fsck(full=True).problems == []
+    indexes = world.repo.store.packs_directory.indexes()
+    assert sum(OF_GIT in {entry.kind for entry in index} for index in indexes) >= 2
+
+
+KEPT = Scenario(
+    "packs that are kept as they came",
+    beside_packed_git,
+    [
+        Step("fetch", _kept(_fetch), command=True, mixed=True),
+        Step("import", _kept(_import_packed), command=True, mixed=True),
+        Step("read", _read_kept, quiet=True),
+    ],
+)
+
+
 def with_half_a_pack(path: Path) -> None:
     """A repository that has the beginning of a pack from its remote, as a fetch that was killed leaves it."""
     captured(path)
@@ -598,6 +646,7 @@ ALL = [
     LARGE,
     GIT,
     EXPORT,
+    KEPT,
     GOES_ON,
     GOES_ON_ON_GIT,
     LAZY,

@@ -25,6 +25,7 @@ import heddle
 from heddle import api
 from heddle.cli import main
 from heddle.errors import HeddleError
+from heddle.git import importing
 from heddle.mount import upper as up
 
 from .crash import World
@@ -36,6 +37,7 @@ SETTINGS = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # an example takes a second
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+OLDER = ("main~1", "main~2", "main~3", "main~4")
 LOST = {"lost_object", "database"}
 """What a repair may leave: objects that nothing holds any more, and operations that name them."""
 
@@ -74,6 +76,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
                 repo.store.add_alternate(other.store.path)
                 (path / "shared").write_text("shared by two repositories\n" * 20)
             repo.capture(message=f"State {number}")
+        _import(repo, top / "source", patch)
         repo.markers.create("v1", repo.resolve("main~1"), message="one")
         for thread in ("agent", "gone"):
             repo.threads.create(thread, repo.resolve("main"))
@@ -87,6 +90,22 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
         kept.rename(path)
         _leave_open(path)
         yield Origin(path)
+
+
+def _import(repo: api.Repository, source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have a pack in the repository that is kept as git made it, with deltas."""
+    git = ["git", "-C", str(source), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    source.mkdir()
+    subprocess.run([*git, "init", "-q", "-b", "imported"], check=True)
+    lines = [f"line {number}\n" for number in range(300)]
+    for number in range(4):
+        lines[number * 50] = f"changed {number}\n"
+        (source / "versions").write_text("".join(lines))
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", str(number)], check=True)
+    subprocess.run([*git, "repack", "-adq"], check=True)
+    patch.setattr(importing, "KEPT_FROM", 1)
+    importing.import_git(repo, source)
 
 
 def _leave_open(path: Path) -> None:
@@ -129,7 +148,15 @@ def read_all(path: Path) -> Reads:
     take(("threads",), lambda: [(it.name, it.state) for it in repo.threads.list()])
     take(("markers",), lambda: [(it.name, it.state, it.message) for it in repo.markers.list()])
     take(("head",), lambda: repo.head)
-    for spec in ("main", "main~1", "main~2", "main~3", "main~4", "agent", "v1"):
+    for spec in (
+        *("main", *OLDER),
+        "agent",
+        "v1",
+        "imported",
+        "imported~1",
+        "imported~2",
+        "imported~3",
+    ):
         state = take((spec,), lambda spec=spec: repo.state(spec))
         if state is not None:
             _read_tree(repo, take, spec, state.tree)

@@ -89,8 +89,10 @@ def test_git_and_overlays_on_two_file_systems(
         repo.close()
 
 
-@pytest.mark.parametrize("on_git", [False, True])
-@pytest.mark.parametrize("size", ["1500k", "2500k", "3600k"])
+@pytest.mark.parametrize(
+    ("size", "on_git"),
+    [("1500k", False), ("2450k", False), ("1500k", True), ("2500k", True), ("3600k", True)],
+)
 def test_a_fetch_onto_a_full_disk(
     git: Git, small_disk: Path, tmp_path: Path, cli_at: Cli, size: str, on_git: bool
 ) -> None:
