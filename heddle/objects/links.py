@@ -7,13 +7,18 @@ Where that is so nothing has to be read again to know that names may be moved; w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
-from heddle.objects.gitformat import BLOB, TAG, TREE, raw_tree_entries
+from heddle.objects.gitformat import BLOB, ID_LENGTHS, TAG, TREE
 
-_DIRECTORIES = (b"40000", b"040000")
-_GITLINK = b"160000"
+_ENTRY = {
+    length: re.compile(rb"[0-7]+ [^\0/]+\0.{%d}" % length, re.DOTALL)
+    for length in ID_LENGTHS.values()
+}
+_DIRECTORY = (b"40000 ", b"040000 ")
+_GITLINK = b"160000 "
 
 
 class Links:
@@ -25,7 +30,10 @@ class Links:
 
     def __init__(self, id_length: int) -> None:
         self._id_length = id_length
-        self._blobs: set[bytes] = set()
+        self._pattern = _ENTRY[id_length]
+        self._entries: set[bytes] = (
+            set()
+        )  # of trees, as they are: most come again in the next version
         self._others: set[bytes] = set()
         self._is_sound = True
 
@@ -33,19 +41,16 @@ class Links:
         """Note what an object refers to."""
         if type_num == BLOB:
             return
-        if type_num != TREE:
-            try:
-                self._others.update(referred(type_num, content))
-            except ValueError:
-                self._is_sound = False
+        if type_num == TREE:
+            entries = self._pattern.findall(content)
+            # The pattern skips what it does not understand: then the lengths do not add up.
+            self._is_sound &= sum(map(len, entries)) == len(content)
+            self._entries.update(entries)
             return
-        entries = raw_tree_entries(content, self._id_length)
-        if entries is None:
+        try:
+            self._others.update(referred(type_num, content))
+        except ValueError:
             self._is_sound = False
-            return
-        for mode, _, id in entries:
-            if mode != _GITLINK:
-                (self._others if mode in _DIRECTORIES else self._blobs).add(id)
 
     def missing(self, came: AbstractSet[bytes], has: Callable[[bytes], bool]) -> list[bytes] | None:
         """The blobs that are referred to and are nowhere.
@@ -57,9 +62,17 @@ class Links:
         Returns:
             None when something else than blobs is missing, or an object can't be read.
         """
-        if not self._is_sound or not all(map(has, self._others - came)):
+        if not self._is_sound or not all(id in came or has(id) for id in self._others):
             return None
-        return [id for id in self._blobs - came if not has(id)]
+        blobs: dict[bytes, None] = {}
+        for entry in self._entries:
+            id = entry[-self._id_length :]
+            if id in came or entry.startswith(_GITLINK) or has(id):
+                continue
+            if entry.startswith(_DIRECTORY):
+                return None
+            blobs[id] = None
+        return list(blobs)
 
 
 def referred(type_num: int, content: bytes) -> Iterator[bytes]:
