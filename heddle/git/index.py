@@ -81,14 +81,16 @@ def _line(change: Change) -> bytes | None:
 
 
 def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
-    command = ["git", f"--git-dir={git.path}", f"--work-tree={git.checkout}"]
+    # Where a mount is dead or over, another directory does: no file is looked at.
+    where = git.checkout if os.path.isdir(git.checkout) else git.path
+    command = ["git", f"--git-dir={git.path}", f"--work-tree={where}"]
     command += ["update-index", "-z", "--index-info"]
     lock = git.path / "index.lock"
     try:
         done = subprocess.run(
             command,
             input=lines,
-            cwd=git.checkout,
+            cwd=where,
             env=_own(environment),
             capture_output=True,
             timeout=_TIMEOUT_S,

@@ -521,7 +521,9 @@ def leave(linked: Linked, base: ObjectID | None) -> bool:
     Returns:
         Whether it stays.
     """
-    if linked.thread is None or linked.doing() in DETACHING or _commit_of(linked) == base:
+    commit = _commit_of(linked)
+    went_by_itself = linked.last_logged() in (None, commit)  # and was not moved from elsewhere
+    if linked.thread is None or linked.doing() in DETACHING or commit == base or not went_by_itself:
         return False
     path = linked.git.path
     _write_lines(path / NOTE, json.dumps(_note(path) | {"ended": True}))

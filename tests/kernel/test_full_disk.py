@@ -124,7 +124,7 @@ def test_a_disk_that_takes_only_a_part(
 ) -> None:
     """A change for which the disk has some room and not enough is an error, and loses nothing of what was captured."""
     subprocess.run(["mount", "-o", "remount,size=24m", disk], check=True)
-    content = os.urandom(size)
+    content = b"at the start, " + os.urandom(size)
     (repo.path / "f").write_bytes(content)
     cli("capture", "-m", "f")
     (repo.path / "f").unlink()

@@ -353,10 +353,12 @@ def test_a_supervisor_costs_little(mounted: Any, tmp_path: Path) -> None:
     [pid] = supervisors_of(tmp_path)
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     sizes = {line.split()[0]: int(line.split()[1]) for line in rollup[1:]}
-    descriptors = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+
+    def descriptors() -> set[str]:
+        return {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
 
     assert sizes["Pss:"] < 5 * 1024
-    assert set(descriptors) == {"/dev/null"}
+    wait_until(lambda: descriptors() == {"/dev/null"}, "what it was started with to be closed")
 
 
 def test_without_its_supervisor_a_session_goes_on(
