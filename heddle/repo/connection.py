@@ -6,6 +6,7 @@ tables mean is ``database.py``'s, which of them have checksums ``seal.py``'s; th
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -22,9 +23,6 @@ from heddle.repo import seal
 BUSY_WAIT_S = 30.0
 """How long a command waits for another one's transaction, in seconds; transactions take milliseconds."""
 
-# The file header, from "The SQLite Database Format" (sqlite.org/fileformat2.html), section 1.3.
-_MAGIC = b"SQLite format 3\x00"
-_USER_VERSION_OFFSET = 60
 _ROOM_BYTES = 64 << 10  # for the log and the index of it (sqlite.org/wal.html)
 
 REPAIR_HINT = "heddle fsck --repair makes a new one of all that is left, and keeps this one aside"
@@ -48,7 +46,6 @@ class Connection:
         self._version = version
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
         _connections.add(self)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
@@ -120,39 +117,25 @@ class Connection:
 
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:
-            with _opening:
-                status = self.path.stat() if self.path.exists() else None
-                self._file = (status.st_dev, status.st_ino) if status else None
-                if not self._is_open_elsewhere():
-                    self._check_header()
-                self._open = self._connect()
+            self._require_readable()
+            self._open = self._connect()
         return self._open
 
-    def _is_open_elsewhere(self) -> bool:
-        """Say whether another connection of this process has the file open.
+    def _require_readable(self) -> None:
+        """Refuse a file that is not there, or not for us.
 
-        Then it must not be opened but by SQLite: close(2) of any descriptor drops all locks that the process has
-        on a file (fcntl(2)). Another process would take itself for the last user and remove the write-ahead log
-        that the other connection goes on reading and writing.
+        It is opened by SQLite alone: close(2) of any descriptor drops all locks that the process has on a file
+        (fcntl(2)), those of other connections to it too. Another process would take itself for the last user then, and
+        remove the write-ahead log that they go on reading and writing.
         """
-        return any(
-            other is not self and other._open is not None and other._file == self._file
-            for other in list(_connections)
-        )
-
-    def _check_header(self) -> None:
-        """Refuse what SQLite need not touch: a missing file, another format, a newer version."""
         try:
-            with self.path.open("rb") as file:
-                header = file.read(100)
+            os.stat(self.path)
+            if not os.access(self.path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise StorageError(
                 f"can't open the database {self.path}: {error.strerror}", hint=REPAIR_HINT
             ) from error
-        if len(header) < 100 or not header.startswith(_MAGIC):
-            raise self._damaged("not SQLite")
-        version = header[_USER_VERSION_OFFSET : _USER_VERSION_OFFSET + 4]
-        self._check_version(int.from_bytes(version, "big"))
 
     def _check_version(self, found: int) -> None:
         if found > self._version:
@@ -166,8 +149,8 @@ class Connection:
                 hint="with the heddle that wrote it: capture, heddle git export --to DIR; "
                 "then heddle git import DIR in a new repository",
             )
-        if found != self._version:
-            raise self._damaged(f"format {found}")
+        if found != self._version:  # of an empty file it is 0
+            raise self._damaged("not SQLite" if not found else f"format {found}")
 
     def _damaged(self, why: object) -> StorageError:
         return StorageError(f"the database {self.path} is damaged: {why}", hint=REPAIR_HINT)
@@ -280,7 +263,6 @@ def _uri_path(path: Path) -> str:
 
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_opening = threading.Lock()
 _held_for_fork: list[Connection] = []
 
 

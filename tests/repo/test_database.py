@@ -655,3 +655,33 @@ def test_odd_paths(tmp_path, monkeypatch):
     Repository.init(path).threads.create("x")
 
     assert "x" in Repository.open(path).threads
+
+
+MAKE_THREAD = """
+import sys
+from pathlib import Path
+from heddle.repo.repository import Repository
+repo = Repository.open(Path(sys.argv[1]))
+repo.threads.create("theirs", None)
+"""
+
+
+def test_the_log_of_a_connection_that_is_in_use(repo):
+    """Another process that ends leaves the write-ahead log alone while we use it, whatever was closed here before.
+
+    A cursor that somebody still holds keeps its connection open in SQLite, and all connections of a process have one
+    lock: closing a descriptor of the file would drop it.
+    """
+    repo.database.threads()
+    held = repo.database._connection._open.execute("SELECT 1 UNION SELECT 2")
+    next(held)
+    repo.database._connection.close()
+    ours = Repository.open(repo.path)
+    ours.threads.create("ours", None)
+    log = Path(f"{repo.database_path}-wal")
+    before = log.stat().st_ino
+
+    run_script(MAKE_THREAD, repo.path)
+    assert log.stat().st_ino == before
+    assert {each.name for each in ours.database.threads()} >= {"ours", "theirs"}
+    del held
