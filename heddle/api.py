@@ -307,8 +307,7 @@ class Repository(repository.Repository):
 
         if self.mountpoint is None:
             return linked.unfinished(self.git)
-        here = [each.doing() for each in linked.of(self) if each.thread == self.current_thread]
-        return next(iter(here), None)
+        return next((each.doing() for each in linked.of(self, self.current_thread)), None)
 
     def _require_in_step(self, thread: str) -> None:
         """Refuse to capture on a thread that has diverged from its branch, or in the middle of git's own work."""

@@ -148,9 +148,9 @@ def went_by_itself(repo: Repository, thread: str) -> Mount | None:
 
 def other_branch(repo: Repository, thread: str) -> str | None:
     """The branch that git in a thread's mount is on, if it is not the thread's own; None as well while detached."""
-    for each in linked.of(repo):
+    for each in linked.of(repo, thread):
         head = each.head()
-        if each.thread == thread and head.startswith(b"ref: ") and not each.is_on_thread():
+        if head.startswith(b"ref: ") and not each.is_on_thread():
             return head.removeprefix(b"ref: ").removeprefix(HEADS).decode(errors="replace")
     return None
 
@@ -161,9 +161,7 @@ def require_capturable(repo: Repository, thread: str) -> None:
     Raises:
         DataError: it is; says what to do.
     """
-    for each in linked.of(repo):
-        if each.thread != thread:
-            continue
+    for each in linked.of(repo, thread):
         doing = each.doing()
         if doing is not None:
             raise linked.in_the_way(each.git, doing)

@@ -771,15 +771,14 @@ class Overlay:
 
 def _git_index(repo: Repository, thread: str, directory: Path) -> Path:
     """Git's index of a thread's mount: in git while it is mounted or its session is dead, else put aside."""
-    for each in linked.of(repo):
-        if each.thread == thread:
-            return each.git.path / "index"
+    for each in linked.of(repo, thread):
+        return each.git.path / "index"
     return directory / PUT_ASIDE / "index"
 
 
 def _is_elsewhere_in_git(repo: Repository, thread: str) -> bool:
     """Whether git in a thread's mount, live or dead, is on something else than the thread."""
-    return any(each.thread == thread and not each.is_on_thread() for each in linked.of(repo))
+    return any(not each.is_on_thread() for each in linked.of(repo, thread))
 
 
 def _make_core(

@@ -229,9 +229,7 @@ class _Live:
     ) -> AbstractContextManager[Callable[[bytes], bytes]]:
         from heddle.repo import worktree
 
-        git = next(
-            (each.git for each in linked.of(self._repo) if each.thread == self._thread), None
-        )
+        git = next((each.git for each in linked.of(self._repo, self._thread)), None)
         return worktree.reading(self._repo, changes, git=git, root=self._mountpoint)
 
     def capture(
@@ -308,9 +306,8 @@ class _Offline:
         from heddle.mount.makers import Makers
 
         agents: dict[ObjectID, Agent] = {}
-        for each in linked.of(self._repo):
-            if (
-                each.thread == self._overlay.thread
-            ):  # as its session, which is gone, has written it down
-                agents = Makers(each.git.path, {}).take()
+        for each in linked.of(self._repo, self._overlay.thread):
+            agents = Makers(
+                each.git.path, {}
+            ).take()  # as the session, which is gone, wrote it down
         self._overlay.adopt(state, thread=moved_from, agents=agents)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -203,16 +203,24 @@ def private_directories(git: GitDir) -> list[Path]:
     return [above / name for name in sorted(names) if name.startswith(PREFIX)]
 
 
-def of(repo: Repository) -> list[Linked]:
-    """The private directories of a repository's mounts, dead ones too."""
+def of(repo: Repository, thread: str | None = None) -> list[Linked]:
+    """The private directories of a repository's mounts, dead ones too.
+
+    Args:
+        thread: only those of its mounts.
+    """
     if repo.git is None:
         return []
-    found = []
-    for path in private_directories(repo.git):
-        linked = read(path, repo.git.common)
+    found = _ours(repo, repo.git, private_directories(repo.git))
+    return [each for each in found if thread is None or each.thread == thread]
+
+
+def _ours(repo: Repository, git: GitDir, paths: Iterable[Path]) -> Iterator[Linked]:
+    """Those private directories that are of this repository's mounts; others may be on the same git."""
+    for path in paths:
+        linked = read(path, git.common)
         if linked is not None and _note(path).get("repository") == str(repo.path):
-            found.append(linked)
-    return found
+            yield linked
 
 
 def stand_ins_agree(repo: Repository) -> bool:
@@ -535,13 +543,7 @@ def ended(repo: Repository) -> list[Linked]:
     if repo.git is None:
         return []
     dead = [path for path in private_directories(repo.git) if not (path / "locked").exists()]
-    left = (path for path in dead if _note(path).get("ended"))
-    found = [read(path, repo.git.common) for path in left]
-    return [
-        each
-        for each in found
-        if each is not None and _note(each.git.path).get("repository") == str(repo.path)
-    ]
+    return list(_ours(repo, repo.git, (path for path in dead if _note(path).get("ended"))))
 
 
 def clear(repo: Repository, session: str) -> None:
