@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from heddle.attribution import Agent
 from heddle.errors import ConfigError, DataError, HeddleError, NotMounted
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.mount.overlay import Overlay
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from heddle.mount.everything import InLoop
 from heddle.mount.lower import GITLINK, Lower, is_safe_name
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.mount.core import ContentAddressedMount
-
-T = TypeVar("T")
 
 _LOW = 0xFFFFFFFF
 _TREE = b"040000"
@@ -131,12 +131,10 @@ class Listing:
         knew_all: whether the size of every captured file was known.
     """
 
-    def __init__(
-        self, core: ContentAddressedMount, in_loop: Callable[[Callable[[], object]], object]
-    ) -> None:
+    def __init__(self, core: ContentAddressedMount, in_loop: InLoop) -> None:
         self._core = core
         self._lower = core.lower
-        self._in_loop: Callable[[Callable[[], T]], T] = in_loop  # type: ignore[assignment]
+        self._in_loop = in_loop
         self._recorded: _Recorded | None = None
         usual = gitindex.stat_bytes(0, 0, core.uid, core.gid, 0, core.time_ns, core.time_ns)
         self._times, self._owner = usual[:20], usual[24:36]
@@ -337,7 +335,7 @@ class Listing:
         shown: dict[bytes, _Shown] = {}
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
-            shown.update(self._in_loop(lambda part=part: self._some(path, part)))  # type: ignore[misc]
+            shown.update(self._in_loop(partial(self._some, path, part)))
         return shown
 
     def _some(self, path: bytes, recorded: Sequence[tuple[bytes, ObjectID]]) -> dict[bytes, _Shown]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -316,10 +315,9 @@ class Checkin:
             self._cleaner.store(id, self._writer)
         return Taken(id, before, is_settled(before, read_at_ns))
 
-    @contextmanager
     def reading(
         self, files: Sequence[File], read: Callable[[bytes], bytes]
-    ) -> Iterator[Callable[[bytes], bytes]]:
+    ) -> Callable[[bytes], bytes]:
         """What reads files as they are stored, for a comparison.
 
         Args:
@@ -327,7 +325,7 @@ class Checkin:
             read: reads one as it is; a symbolic link too.
 
         Raises:
-            NotConverted, Unavailable, StorageError: by what is yielded, about the file that it reads.
+            NotConverted, Unavailable, StorageError: by what is returned, about the file that it reads.
         """
         errors: dict[bytes, Exception] = {}
         attributes = self._attributes
@@ -350,7 +348,7 @@ class Checkin:
                 return read(path)
             return self._cleaner.read(id)
 
-        yield read_stored
+        return read_stored
 
 
 def _fail(

@@ -590,11 +590,8 @@ def reading(
         HeddleError: by what is yielded, if git can't convert the file.
     """
     top = os.fsencode(root or repo.path) + b"/"
-    with (
-        checkin_of(repo, changes, git=git, index=index, root=root) as (checkin, files),
-        checkin.reading(files, read or (lambda path: read_file(top + path))) as as_stored,
-    ):
-        yield as_stored
+    with checkin_of(repo, changes, git=git, index=index, root=root) as (checkin, files):
+        yield checkin.reading(files, read or (lambda path: read_file(top + path)))
 
 
 def read_file(host: bytes) -> bytes:
