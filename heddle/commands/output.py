@@ -298,7 +298,7 @@ class _Bar:
         self._next_at = now + PROGRESS_EVERY_S
         if self._bar is None:
             self._open()
-        self._bar.update(self._task, completed=done, total=total or None)
+        self._bar.update(self._task, completed=done, total=total or None, refresh=True)
 
     def _open(self) -> None:
         from rich.console import Console
@@ -317,6 +317,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True, no_color=settings.color == "never" or None),
             transient=True,
+            auto_refresh=False,  # rich would start a thread, which keeps ``workers.py`` from using processes
         )
         self._task = self._bar.add_task(self._description, total=None)
         self._bar.start()

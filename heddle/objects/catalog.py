@@ -7,12 +7,16 @@ all of its rows. What is not listed is looked for in the store.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from heddle.errors import CorruptObject, StorageError
 from heddle.objects.gitformat import BLOB, to_hex
 from heddle.objects.layout import WHOLE_LIMIT, Entry
+from heddle.objects.workers import processes, results
 
 if TYPE_CHECKING:
     from heddle.objects.index import Index
@@ -23,6 +27,10 @@ _KEPT_BYTES = 64 << 20
 """Of the commits, trees and tags that are read so much is kept: whoever walks over them stores them after that."""
 _OVERHEAD = 250
 """What one of them takes beside its content, in bytes."""
+_BATCH = 256
+"""Objects that are read ahead in one go."""
+
+_Found = tuple[int, bytes]
 
 _new_entry = tuple.__new__
 
@@ -51,7 +59,8 @@ class Catalog:
         self._kinds = bytearray()
         self._types = bytearray()
         self._members = array("H")
-        self._kept: dict[bytes, tuple[int, bytes]] = {}
+        self._kept: dict[bytes, _Found] = {}
+        self._ahead = results(list[Callable[[], dict[bytes, _Found]]]())
         self._room = _KEPT_BYTES
         self._file: PackFile | None = None
         self._file_of = -1
@@ -132,14 +141,75 @@ class Catalog:
         number = self._numbers.get(name)
         if number is None:
             return self._store.get_raw(name)
+        if self._types[number] != BLOB and (found := self._read_ahead(name)) is not None:
+            return found
+        return self._read(name, number)
+
+    def _read(self, raw_id: bytes, number: int) -> _Found:
         try:
-            found = self._types[number], self._pack_of(number).get(self._entry(name, number))
+            found = self._types[number], self._pack_of(number).get(self._entry(raw_id, number))
         except (FileNotFoundError, StorageError):  # perhaps there is another copy
-            return self._store.get_raw(name)
+            return self._store.get_raw(raw_id)
         if found[0] != BLOB and self._room > 0:
             self._room -= len(found[1]) + _OVERHEAD
-            self._kept[name] = found
+            self._kept[raw_id] = found
         return found
+
+    # Commits, trees and tags ahead of the walk
+
+    @contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Have other processes read what is no blob, for ``get_raw`` to take; nothing where there would be but one."""
+        batches = list(self._batches())
+        if processes(len(batches)) > 1:
+            self._ahead = results([partial(self._read_batch, batch) for batch in batches])
+        with closing(self._ahead):
+            yield
+
+    def _batches(self) -> Iterator[list[bytes]]:
+        """What is to be read ahead, as far as it may be kept, about in the order of a walk.
+
+        Packs of git's hold the newest first, but all commits before all trees; a walk goes through both at once.
+        """
+        types, packs, offsets = self._types, self._packs, self._offsets
+        by_type: dict[int, list[tuple[int, int, bytes]]] = {}
+        for raw_id, number in self._numbers.items():
+            if types[number] != BLOB:
+                place = (packs[number], offsets[number], raw_id)
+                by_type.setdefault(types[number], []).append(place)
+        ordered: list[tuple[float, bytes]] = []
+        for places in by_type.values():
+            places.sort()
+            ordered += ((at / len(places), raw_id) for at, (_, _, raw_id) in enumerate(places))
+        ordered.sort(key=itemgetter(0))
+        room = self._room
+        batch: list[bytes] = []
+        for _, raw_id in ordered:
+            room -= self.size(raw_id) + _OVERHEAD
+            if room < 0:
+                break
+            batch.append(raw_id)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+        yield batch
+
+    def _read_batch(self, batch: list[bytes]) -> dict[bytes, _Found]:
+        """In another process: read some objects; those that can't be read are left to whoever needs them."""
+        found = {}
+        for raw_id in batch:
+            with suppress(StorageError, KeyError):
+                found[raw_id] = self._read(raw_id, self._numbers[raw_id])
+        return found
+
+    def _read_ahead(self, raw_id: bytes) -> _Found | None:
+        """Take what was read ahead, up to an object; None where that is not among it."""
+        for batch in self._ahead:
+            self._kept.update(batch)
+            self._room -= sum(len(content) + _OVERHEAD for _, content in batch.values())
+            if (found := batch.get(raw_id)) is not None:
+                return found
+        return None
 
     def _pack_of(self, number: int) -> PackFile:
         pack = self._packs[number]

@@ -167,10 +167,14 @@ class PackEntries(ABC):
             OSError: as ``_pread``.
         """
         head = self._pread(head_bytes, offset)
+        base: int | bytes | None = None
         try:
-            type_num = head[0] >> 4 & 7
-            size, at = _varint(head, 0, first_bits=4)
-            base: int | bytes | None = None
+            byte = head[0]
+            type_num = byte >> 4 & 7
+            if byte & 0x80:
+                size, at = _varint(head, 0, first_bits=4)
+            else:
+                size, at = byte & 15, 1
             if type_num == _OFS_DELTA:
                 back, at = offset_varint(head, at)
                 base = offset - back
@@ -210,7 +214,13 @@ class PackEntries(ABC):
 
     def inflate(self, entry: Entry) -> bytes:
         """What is deflated in an entry, whole."""
-        return b"".join(self.pieces(entry))
+        try:
+            content = zlib.decompress(entry.head, bufsize=entry.size + 1)
+        except zlib.error:  # mostly because there is more of it
+            return b"".join(self.pieces(entry))
+        if len(content) != entry.size:
+            raise self._wrong_length(entry)
+        return content
 
     def pieces(self, entry: Entry) -> Iterator[bytes]:
         """What is deflated in an entry, piece by piece; never more than its header says."""
@@ -235,7 +245,10 @@ class PackEntries(ABC):
         except zlib.error as error:
             raise Damaged(f"{self.path}: {error}") from error
         if left:
-            raise Damaged(f"{self.path}: an entry before {at} is not as long as it says")
+            raise self._wrong_length(entry)
+
+    def _wrong_length(self, entry: Entry) -> Damaged:
+        return Damaged(f"{self.path}: an entry before {entry.next} is not as long as it says")
 
     def chain(self, offset: int) -> list[Entry]:
         """The entries that make an object: its own, then base after base, as far as this pack has them."""

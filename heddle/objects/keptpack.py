@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _BASES_BYTES = 8 << 20
 """Contents kept for the deltas that build on them."""
+_DAMAGE = (zlib.error, ValueError, KeyError, OSError)
 
 Find = Callable[[bytes], int | None]
 
@@ -53,12 +54,16 @@ class KeptPack(PackFile):
 
     def get(self, entry: Entry) -> bytes:
         """Return an object's content; raises CorruptObject where it has not the id."""
-        with self._naming_damage(entry):
+        try:
             kind, content = make(self._entries, entry.offset, self._bases, _elsewhere)
-            if (kind, len(content)) != (entry.type_num, entry.raw_size) or not is_id_of(
-                entry.id, kind, content
-            ):
-                raise Damaged("its content has another id")
+        except _DAMAGE as error:
+            raise self._named(error, entry) from error
+        if (
+            kind != entry.type_num
+            or len(content) != entry.raw_size
+            or not is_id_of(entry.id, kind, content)
+        ):
+            raise self.corrupt(entry, "its content has another id")
         return content
 
     def contents(self, entry: Entry) -> Iterator[bytes]:
@@ -87,10 +92,13 @@ class KeptPack(PackFile):
     def _naming_damage(self, entry: Entry) -> Iterator[None]:
         try:
             yield
-        except (zlib.error, ValueError, KeyError) as error:
-            raise self.corrupt(entry, str(error)) from error
-        except OSError as error:
-            raise StorageError(f"reading {self.path} failed: {error.strerror}") from error
+        except _DAMAGE as error:
+            raise self._named(error, entry) from error
+
+    def _named(self, error: Exception, entry: Entry) -> StorageError:
+        if isinstance(error, OSError):
+            return StorageError(f"reading {self.path} failed: {error.strerror}")
+        return self.corrupt(entry, str(error))
 
     def check(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StorageError | None]]:
         """Go through objects; all are made in one pass, and what did not come out of it is tried alone."""

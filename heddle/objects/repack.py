@@ -1,14 +1,14 @@
 """Storing objects that are alike together: which go into one block, against what, and the pack that they make.
 
-Owns how chains of versions are cut into blocks (`arrange`) and the threads that compress them. Where the chains come
-from is ``reach.py``'s; what a block looks like is ``layout.py``'s; which packs the new one replaces is one layer up.
+Owns how chains of versions are cut into blocks (`arrange`) and what is compressed how. Where the chains come from is
+``reach.py``'s; the processes that do it are ``workers.py``'s; what a block looks like is ``layout.py``'s; which packs
+the new one replaces is one layer up.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,11 +23,12 @@ from heddle.objects.layout import (
     Entry,
     is_large,
 )
-from heddle.objects.output import PackOutput, SideFile, compress, framed, processors
-from heddle.objects.packfile import PackFile
+from heddle.objects.output import PackOutput, SideFile, compress, framed
+from heddle.objects.workers import results
 
 if TYPE_CHECKING:
     from heddle.objects.catalog import Catalog
+    from heddle.objects.index import Index
     from heddle.objects.packs import PackDirectory
     from heddle.objects.reach import Chain
 
@@ -53,8 +54,8 @@ MEMBERS = 4096
 """Objects in a block."""
 ALONE_BYTES = 256 << 10
 """Objects that are stored alone are compressed in batches of about so many bytes of content."""
-_AHEAD = 3
-"""Jobs for each thread that may wait to be written."""
+IN_A_ROW = 8
+"""Blocks that one process makes one after the other: objects in them are often deltas of each other."""
 
 Sizes = Callable[[bytes], int]
 
@@ -192,15 +193,15 @@ class Plan(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A part of a pack that a thread compresses.
+    """A part of a pack.
 
     Attributes:
-        compress: called in a thread; it needs the interpreter for next to nothing.
-        append: called with the result when all that comes before it is written.
+        compress: makes the frames of it; called in another process.
+        append: called here with the frames, when all that comes before it is written.
     """
 
-    compress: Callable[[], Any]
-    append: Callable[[Any], None]
+    compress: Callable[[], list[bytes]]
+    append: Callable[[list[bytes]], None]
 
 
 class Repacker:
@@ -245,7 +246,11 @@ class Repacker:
         self._total += sum(sum(self._catalog.sizes(chain.ids)) for chain in plan.chains)
         output = PackOutput(self._packs.path, self._catalog.id_length)
         try:
-            _work_off(self._jobs(plan, output))
+            jobs = list(self._jobs(plan, output))
+            frames = results([job.compress for job in jobs], in_a_row=IN_A_ROW)
+            with closing(frames):
+                for job, made in zip(jobs, frames, strict=True):
+                    job.append(made)
             name = output.publish(self._entries.values(), modified_ns=modified_ns, collected=True)
         finally:
             output.close()
@@ -253,20 +258,10 @@ class Repacker:
         return name
 
     def _jobs(self, plan: Plan, output: PackOutput) -> Iterator[_Job]:
-        for batch in self._alone(plan.alone, output):
-            contents = self._contents(entry.id for entry in batch)
-            yield _Job(
-                partial(compress, contents, threads=1, level=WHOLE_LEVEL),
-                partial(self._append_alone, output, batch),
-            )
+        yield from self._alone(plan.alone, output)
         for block in arrange(plan.chains, self._catalog.size):
-            contents = self._contents(block.ids)
-            sizes = list(map(len, contents))
-            is_far = sum(sizes) >= FAR_FROM * len(sizes)
-            bases = b"".join(self._contents(block.bases))
             yield _Job(
-                partial(_compress, b"".join(contents), bases, is_far=is_far),
-                partial(self._append, output, block, sizes),
+                partial(self._compress_block, block), partial(self._append_block, output, block)
             )
 
     def _contents(self, ids: Iterable[bytes]) -> list[bytes]:
@@ -275,8 +270,8 @@ class Repacker:
 
     # Objects alone
 
-    def _alone(self, ids: Iterable[bytes], output: PackOutput) -> Iterator[list[Entry]]:
-        """Batches of objects to be compressed each in a frame of its own.
+    def _alone(self, ids: Iterable[bytes], output: PackOutput) -> Iterator[_Job]:
+        """Each gets a frame of its own, in batches.
 
         Large ones are written here, and so are those that were collected before: they have good frames.
         """
@@ -285,45 +280,64 @@ class Repacker:
         for raw_id in ids:
             index, entry = self._catalog.find(raw_id)
             if isinstance(index, BlockIndex) and entry.kind != BLOCK:
-                self._copy(self._packs.open(index), entry, output)
+                yield _Job(list, partial(self._copy, index, entry, output))
             elif is_large(entry):
-                self._write_large(self._packs.open(index), entry, output)
+                yield _Job(list, partial(self._write_large, index, entry, output))
             else:
                 batch.append(entry)
                 size += entry.raw_size
             if size >= ALONE_BYTES:
-                yield batch
+                yield self._batch(batch, output)
                 batch, size = [], 0
         if batch:
-            yield batch
+            yield self._batch(batch, output)
 
-    def _copy(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
+    def _batch(self, batch: list[Entry], output: PackOutput) -> _Job:
+        return _Job(
+            partial(self._compress_batch, batch), partial(self._append_batch, output, batch)
+        )
+
+    def _copy(self, index: Index, entry: Entry, output: PackOutput, _frames: list[bytes]) -> None:
         """Copy an object as it is stored, after its checksums were looked at."""
+        pack = self._packs.open(index)
         for _ in pack.contents(entry):
             pass
         self._entries[entry.id] = output.append_stored(entry, pack.stored(entry))
         self._report(entry.raw_size)
 
-    def _write_large(self, pack: PackFile, entry: Entry, output: PackOutput) -> None:
+    def _write_large(
+        self, index: Index, entry: Entry, output: PackOutput, _frames: list[bytes]
+    ) -> None:
         with SideFile(self._packs.path, level=WHOLE_LEVEL) as side:
-            side.write(framed(pack.contents(entry)))
+            side.write(framed(self._packs.open(index).contents(entry)))
             self._entries[entry.id] = output.append_chunked(entry.id, entry.type_num, side)
         self._report(entry.raw_size)
 
-    def _append_alone(self, output: PackOutput, batch: list[Entry], frames: list[Any]) -> None:
+    def _compress_batch(self, batch: list[Entry]) -> list[bytes]:
+        contents = self._contents(entry.id for entry in batch)
+        return list(map(bytes, compress(contents, threads=1, level=WHOLE_LEVEL)))
+
+    def _append_batch(self, output: PackOutput, batch: list[Entry], frames: list[bytes]) -> None:
         objects = [(entry.id, entry.type_num, entry.raw_size) for entry in batch]
         self._entries.update((entry.id, entry) for entry in output.append(objects, frames))
         self._report(sum(entry.raw_size for entry in batch))
 
     # Blocks
 
-    def _append(self, output: PackOutput, block: Block, sizes: list[int], frame: bytes) -> None:
+    def _compress_block(self, block: Block) -> list[bytes]:
+        contents = self._contents(block.ids)
+        content = b"".join(contents)
+        bases = b"".join(self._contents(block.bases))
+        return [_compress(content, bases, is_far=len(content) >= FAR_FROM * len(contents))]
+
+    def _append_block(self, output: PackOutput, block: Block, frames: list[bytes]) -> None:
+        sizes = self._catalog.sizes(block.ids)
         if len(block.ids) == 1 and not block.bases:
-            entries = output.append([(block.ids[0], block.type_num, sizes[0])], [frame])
+            entries = output.append([(block.ids[0], block.type_num, sizes[0])], frames)
         else:
             bases = [self._entries[base].offset for base in block.bases]
             objects = list(zip(block.ids, sizes, strict=True))
-            entries = output.append_block(block.type_num, objects, bases, frame)
+            entries = output.append_block(block.type_num, objects, bases, frames[0])
         self._entries.update((entry.id, entry) for entry in entries)
         self._report(sum(sizes))
 
@@ -353,21 +367,3 @@ def _compress(content: bytes, bases: bytes, *, is_far: bool) -> bytes:
         ldm_min_match=FAR_MATCH,
     )
     return zstandard.ZstdCompressor(compression_params=parameters, **options).compress(content)
-
-
-def _work_off(jobs: Iterable[_Job]) -> None:
-    """Compress in threads, a few jobs ahead of what is appended here, in their order."""
-    threads = processors()
-    waiting: deque[tuple[Future[Any], _Job]] = deque()
-
-    def append_first() -> None:
-        result, job = waiting.popleft()
-        job.append(result.result())
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="heddle-gc") as pool:
-        for job in jobs:
-            waiting.append((pool.submit(job.compress), job))
-            if len(waiting) > threads * _AHEAD:
-                append_first()
-        while waiting:
-            append_first()

@@ -162,7 +162,8 @@ class _Collection:
         self._new: set[str] = set()  # may be a source's name: the same objects make the same bytes
         self._catalog = Catalog(repo.store, (pack.index for pack in self._packs))
         self._walk = self._new_walk()
-        self._reach_needed(marked)
+        with self._catalog.reading_ahead():
+            self._reach_needed(marked)
         self._needed = set(self._walk.seen)
         self._chains = self._walk.take_chains()
         young = [pack for pack in self._packs if pack.modified_ns > before_ns]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from heddle.errors import CorruptObject
+from heddle.objects import catalog as catalog_module
+from heddle.objects import workers
 from heddle.objects.catalog import Catalog
-from heddle.objects.gitformat import BLOB, COMMIT, TREE, to_raw
-from heddle.objects.layout import WHOLE_LIMIT
+from heddle.objects.gitformat import BLOB, COMMIT, TAG, TREE, to_raw
+from heddle.objects.layout import WHOLE_LIMIT, Entry
+from heddle.objects.packfile import PackFile
 from heddle.objects.reach import Chain
 from heddle.objects.repack import Plan, Repacker
 from heddle.objects.store import ObjectStore
@@ -77,6 +81,62 @@ def test_what_is_not_listed(store: ObjectStore) -> None:
     for ask in (catalog.kind, catalog.size, catalog.get_raw, catalog.find, catalog.is_chunked):
         with pytest.raises(KeyError):
             ask(b"\xee" * 20)
+
+
+@pytest.fixture
+def read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes read ahead, four objects at a time."""
+    monkeypatch.setattr(workers, "processors", lambda: 2)
+    monkeypatch.setattr(catalog_module, "_BATCH", 4)
+
+
+def test_what_is_read_ahead(
+    store: ObjectStore, read_ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits, trees and tags that others have read are what the store says, and are not read here again."""
+    contents = [(kind, b"%d of %d" % (at, kind)) for kind in (COMMIT, TREE, TAG) for at in range(9)]
+    ids = stored(store, [*contents, (BLOB, b"blob")])
+    catalog = listed(store)
+    own = Counter[bytes]()
+    read = PackFile.get
+
+    def counted(pack: PackFile, entry: Entry) -> bytes:
+        own[entry.id] += 1
+        return read(pack, entry)
+
+    monkeypatch.setattr(PackFile, "get", counted)
+    with catalog.reading_ahead():
+        assert [catalog.get_raw(raw_id) for raw_id in ids] == [*contents, (BLOB, b"blob")]
+    assert own == {ids[-1]: 1}
+    assert [catalog.get_raw(raw_id) for raw_id in ids[:-1]] == contents
+
+
+def test_damage_in_what_is_read_ahead(store: ObjectStore, read_ahead: None) -> None:
+    """What can't be read ahead is an error where it is asked for, and nowhere else."""
+    contents = [(TREE, b"%d" % at * 100) for at in range(20)]
+    ids = stored(store, contents)
+    index, entry = listed(store).find(ids[7])
+    overwrite(index.pack_path, entry.offset + 60)
+    catalog = listed(ObjectStore(store.path))
+    with catalog.reading_ahead():
+        for raw_id, content in zip(ids, contents, strict=True):
+            if raw_id != ids[7]:
+                assert catalog.get_raw(raw_id) == content
+        with pytest.raises(CorruptObject, match=ids[7].hex()):
+            catalog.get_raw(ids[7])
+
+
+def test_it_keeps_no_more_than_it_may(
+    store: ObjectStore, read_ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more is read ahead than is kept; the rest is read when it is asked for."""
+    monkeypatch.setattr(catalog_module, "_KEPT_BYTES", 10 * (250 + 100))
+    contents = [(TREE, b"%02d" % at * 50) for at in range(30)]
+    ids = stored(store, contents)
+    catalog = listed(store)
+    with catalog.reading_ahead():
+        assert sum(map(len, catalog._batches())) == 10
+        assert [catalog.get_raw(raw_id) for raw_id in ids] == contents
 
 
 def test_a_damaged_index(store: ObjectStore) -> None:
