@@ -1,18 +1,23 @@
-"""What git runs in a mount to learn what changed there: ``core.fsmonitor`` (githooks(5), "fsmonitor-watchman").
+"""How git in a mount learns what changed there: ``core.fsmonitor`` (githooks(5), "fsmonitor-watchman").
 
-Run as ``python -IS fsmonitor.py MOUNTPOINT SOCKET 2 TOKEN``. Owns nothing: it asks the session, which knows every
-change that went through the mount. Git waits for it with each command, so it imports nothing of heddle's, and neither
-json nor socket, which take as long as all the rest. When it fails, git looks at all files itself; so it does
-for those of git's commands that may not make of the answer what it says, and in a worktree that was given the settings
-of a mount.
+Owns what git runs for it, and who is answered. Git starts a shell with the token of its last question behind the
+command, and the shell reads a file that only the mount has: the session sees who opens it, and has both the token and
+git's own command from there (proc(5)). That takes 2 ms, where the shortest program in Python takes 10. Where nothing is
+read, git looks at all files itself: in a container without the mount, after the session's end, in a worktree that was
+given a mount's settings, and for those of git's commands that may not make of the answer what it says.
 """
 
-import os
-import sys
-from _socket import AF_UNIX, SOCK_STREAM, socket
-from collections.abc import Sequence
+from __future__ import annotations
 
-PATIENCE_S = 10.0
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+NAME = b".heddle-fsmonitor"
+"""In the root of a mount: what changed since the question of whoever opens it."""
+COMMAND = f"exec cat 2>/dev/null <{NAME.decode()} #"
+"""For sh(1), at the top of the mount; git's own words come behind it, where the shell does not look."""
+_VERSION = "2"
 _NAMES = """
 add am apply checkout cherry-pick clean commit describe diff-files grep ls-files merge mv pull read-tree rebase reset
 restore revert rm stage stash status switch update-index write-tree
@@ -24,63 +29,46 @@ _KNOWS_DIRECTORIES = (2, 31)
 """Git's first version that takes a name with a slash behind it for all that is below."""
 _WITH_VALUE = ("-C", "-c", "--git-dir", "--work-tree", "--namespace")
 _GENERATIONS = 3
-"""Git starts us by a shell, which may stay."""
+"""Git starts the shell, which may start another process."""
 
 
-def main() -> int:
-    """Print a new token and the paths that changed since the old one, each with a NUL behind it."""
-    mountpoint, path, version, token = sys.argv[1:]
-    command, asking = _asking(os.getppid())
-    if version != "2" or command not in _ANSWERED:
-        return 1
+class Question(NamedTuple):
+    """What git asks.
+
+    Attributes:
+        token: of an earlier answer, or what the index began with.
+        git: its process.
+    """
+
+    token: str
+    git: int
+
+
+def question_of(pid: int) -> Question | None:
+    """What git asks by a process that it has started; None where that is not to be answered.
+
+    Args:
+        pid: of the shell.
+    """
     try:
-        if not os.path.samefile(mountpoint, "."):  # git starts us at the top of its worktree
-            return 1
-        said = _answer(path, token).splitlines()
-        if not said or not said[-1].startswith(b'{"ok"'):
-            return 1
-        *parts, end = [_only_string(line) for line in said]
-        changed = bytes.fromhex(b"".join(parts).decode())
-        if b"/\0" in changed and not knows_directories(asking):
-            return 1
-    except (OSError, ValueError, IndexError):
-        return 1
-    sys.stdout.buffer.write(end + b"\0" + changed)
-    return 0
-
-
-def _answer(path: str, token: str) -> bytes:
-    """What a session says, up to its end."""
-    known = token if token.replace(":", "").isalnum() and token.isascii() else ""
-    connection = socket(AF_UNIX, SOCK_STREAM)
-    connection.settimeout(PATIENCE_S)
-    os.chdir(os.path.dirname(path))  # a socket's own path may be too long (unix(7))
-    connection.connect(os.path.basename(path))
-    connection.sendall(b'{"v":1,"op":"changed","token":"%s"}\n' % known.encode())
-    received = []
-    while piece := connection.recv(1 << 16):
-        received.append(piece)
-    return b"".join(received)
-
-
-def _only_string(line: bytes) -> bytes:
-    """The last string of a JSON line in which nothing is escaped."""
-    return line.split(b'"')[-2]
-
-
-def _asking(pid: int) -> tuple[str, int]:
-    """The command of the git that started us (proc(5)), and its process; empty where that can't be told."""
-    try:
+        words = _words(pid)
+        if len(words) < 3 or words[-2] != _VERSION:
+            return None
         for _ in range(_GENERATIONS):
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = os.fsdecode(file.read()).split("\0")
-            if os.path.basename(words[0]) == "git":
-                return command_of(words), pid
             with open(f"/proc/{pid}/stat", "rb") as file:
                 pid = int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
+            asking = _words(pid)
+            if os.path.basename(asking[0]) == "git":
+                return Question(words[-1], pid) if command_of(asking) in _ANSWERED else None
+    except (OSError, ValueError, IndexError):
         pass
-    return "", 0
+    return None
+
+
+def _words(pid: int) -> list[str]:
+    """The words that a process was started with."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return os.fsdecode(file.read()).split("\0")[:-1]
 
 
 def knows_directories(pid: int, since: tuple[int, int] = _KNOWS_DIRECTORIES) -> bool:
@@ -111,7 +99,3 @@ def command_of(words: Sequence[str]) -> str:
         elif not word.startswith("-"):
             return word
     return ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

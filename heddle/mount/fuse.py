@@ -26,7 +26,7 @@ from heddle.mount.ahead import Ahead
 from heddle.mount.core import ContentAddressedMount
 from heddle.mount.jobs import from_remote, in_thread
 from heddle.mount.jobs import waiting as waiting_for
-from heddle.mount.nodes import DirNode, FileNode, PinnedFile
+from heddle.mount.nodes import AnsweringFile, DirNode, FileNode, PinnedFile
 from heddle.mount.shell import Attrs, AttrUpdate, Caller, NodeId
 from heddle.objects.promised import ObjectNotHere
 
@@ -169,14 +169,16 @@ class Handle:
         ino: its node.
         write: it may write.
         names: a directory's names as they were when its listing began.
+        answer: what is read here and nowhere else; see `AnsweringFile`.
     """
 
-    __slots__ = ("ino", "names", "write")
+    __slots__ = ("answer", "ino", "names", "write")
 
     def __init__(self, ino: NodeId, write: bool) -> None:
         self.ino = ino
         self.write = write
         self.names: list[bytes] = []
+        self.answer: bytes | None = None
 
 
 class Operations(_Handlers):
@@ -423,6 +425,8 @@ class Operations(_Handlers):
         write = bool(flags & _OPEN_FLAGS_WRITE)
         truncate = bool(flags & os.O_TRUNC)
         node = self.core.nodes.get(ino)
+        if isinstance(node, AnsweringFile):
+            return await self._ask(node, ctx.pid, write=write)
         if isinstance(node, PinnedFile):
             await in_thread(node.opened, ctx.pid)
         elif self.core.lower.may_be_promised and not truncate:
@@ -435,6 +439,15 @@ class Operations(_Handlers):
         if not write:
             self._push(ino)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
+
+    async def _ask(self, node: AnsweringFile, pid: int, *, write: bool) -> pyfuse3.FileInfo:
+        if write:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        answer = await in_thread(node.answer, pid)
+        self.core.on_open(node.ino, write=False, truncate=False, caller=None)
+        handle = self._new_handle(node.ino, False)
+        self._handles[handle].answer = answer
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=True)
 
     def _push(self, ino: NodeId) -> None:
         """Put a small captured file's bytes into the page cache before the open is answered: no READ will come.
@@ -505,7 +518,10 @@ class Operations(_Handlers):
 
     @waiting
     async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray | memoryview:
-        ino = self._handles[fh].ino
+        handle = self._handles[fh]
+        if handle.answer is not None:
+            return memoryview(handle.answer)[offset : offset + size]
+        ino = handle.ino
         node = self.core.nodes[ino]
         assert isinstance(node, FileNode)
         lower = self.core.lower

@@ -8,10 +8,9 @@ mounting costs the same however large the repository is.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import shlex
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle.attribution import Agent
-from heddle.errors import ConfigError, DataError, HeddleError, NotMounted
+from heddle.errors import DataError, HeddleError, NotMounted
 from heddle.mount import everything, fsmonitor
 from heddle.mount.depth import any_depth
 from heddle.mount.journal import Changes, Journal
 from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
-from heddle.repo import gitindex, keptindex, linked, worktreeconfig
+from heddle.repo import gitindex, keptindex, linked
 from heddle.repo.gitindex import Listed
 
 if TYPE_CHECKING:
@@ -52,13 +51,12 @@ class GitView:
         overlay: Overlay,
         mine: linked.Linked,
         held: linked.Held,
-        socket: Path,
         agent: Mapping[str, str],
     ) -> None:
         self.linked = mine
-        self._socket = socket
         self._held = held
         self._overlay = overlay
+        self._can_be_asked = False
         self._makers = Makers(mine.git.path, agent)
         self._lock = threading.Lock()
 
@@ -70,7 +68,6 @@ class GitView:
         mountpoint: Path,
         thread: str | None,
         *,
-        socket: Path,
         agent: Mapping[str, str],
     ) -> GitView | None:
         """Make git work in a mount that is about to be.
@@ -80,7 +77,6 @@ class GitView:
             session: the session's short name.
             mountpoint: where.
             thread: None for a read-only mount.
-            socket: where the session can be asked what changed.
             agent: defaults for which model works in it, by key.
 
         Returns:
@@ -96,38 +92,26 @@ class GitView:
             return None
         if taken is None:
             return None
-        view = cls(overlay, *taken, socket, agent)
+        view = cls(overlay, *taken, agent)
         overlay.git_index = view.linked.git.path / "index"
+        view._can_be_asked = overlay.core.pin_answer(fsmonitor.NAME, view._asked)
         view._resume()
         content = b"gitdir: %s\n" % os.fsencode(view.linked.git.path)
         overlay.core.pin(NAME, content, view._opened)
         return view
 
-    def _begin_journal(self) -> bytes | None:
-        """Note what changes from now on, if git can be told; returns the token of this moment."""
-        try:
-            if not worktreeconfig.may_be_on(self.linked.git):
-                return None
-        except ConfigError as error:
-            log.warning("git is not told what changed: %s", error)
-            return None
+    def _begin_journal(self) -> bytes:
+        """Note what changes from now on; returns the token of this moment."""
         journal = self._overlay.core.journal = Journal()
         return journal.token()
 
     def _monitor(self) -> bool:
         """Have git ask us what changed; whether it will."""
         try:
-            return self.linked.monitor(self._command())
+            return self._can_be_asked and self.linked.monitor(fsmonitor.COMMAND)
         except (HeddleError, OSError) as error:
             log.warning("git is not told what changed: %s", error)
             return False
-
-    def _command(self) -> str:
-        """What git runs, by sh(1), with its own words behind; silent where it is not installed, as in a container."""
-        python, program = shlex.quote(sys.executable), shlex.quote(fsmonitor.__file__)
-        asked = shlex.join(map(str, (self.linked.git.checkout, self._socket)))
-        run = f'exec {python} -IS {program} {asked} "$@"'
-        return f"[ -x {python} ] && [ -r {program} ] && {run}; false"
 
     def _resume(self) -> None:
         """Go on with git's things of an earlier mount."""
@@ -138,11 +122,31 @@ class GitView:
         except (HeddleError, OSError) as error:
             log.warning("git has no settings of this mount: %s", error)
             return
-        if is_monitored and self._begin_journal() is not None and not self._monitor():
-            self._overlay.core.journal = None
+        if is_monitored:
+            self._begin_journal()
+            if not self._monitor():
+                self._overlay.core.journal = None
 
-    def changed_since(self, token: bytes) -> tuple[bytes, list[bytes]]:
-        """What git's fsmonitor asks; not to be called in the loop.
+    def _asked(self, pid: int) -> bytes:
+        """What git reads to learn what changed: a new token and the paths, with a NUL behind each.
+
+        Raises:
+            OSError: git has to look itself.
+        """
+        question = fsmonitor.question_of(pid)
+        if question is None:
+            raise OSError(errno.EOPNOTSUPP, "this is no question of git's that is answered")
+        try:
+            token, paths = self._changed_since(os.fsencode(question.token))
+            has_directories = any(path.endswith(b"/") for path in paths)
+            if has_directories and not fsmonitor.knows_directories(question.git):
+                raise NotMounted("this git takes no directories")
+        except (HeddleError, ValueError, IndexError) as error:
+            raise OSError(errno.EOPNOTSUPP, str(error)) from error
+        return b"".join(each + b"\0" for each in (token, *paths))
+
+    def _changed_since(self, token: bytes) -> tuple[bytes, list[bytes]]:
+        """What changed; not to be called in the loop.
 
         Args:
             token: of an earlier answer, or what the index began with.
@@ -222,12 +226,12 @@ class GitView:
         overlay, git = self._overlay, self.linked.git
         base = overlay.base
         tree = None if base is None else overlay.repo.state(base).tree
-        monitored = overlay.in_loop(self._begin_journal)
-        listed, root = self._listed(tree, can_keep=monitored is not None)
-        if monitored is not None and not (self._is_large(listed) and self._monitor()):
+        monitored: bytes | None = overlay.in_loop(self._begin_journal)
+        listed, root = self._listed(tree)
+        if not (self._is_large(listed) and self._monitor()):
             monitored = overlay.core.journal = None
-        if monitored is None and _outlasted(overlay.core.time_ns):
-            listed, root = self._listed(tree, can_keep=False)  # what changed has other stats
+            if _outlasted(overlay.core.time_ns):
+                listed, root = self._listed(tree)  # what changed has other stats
         try:
             gitindex.write(
                 git.path / "index",
@@ -244,25 +248,28 @@ class GitView:
 
     def _is_large(self, listed: Listed) -> bool:
         """Whether asking what changed takes git less time than looking at everything."""
-        try:
-            least = self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
-        except HeddleError:
-            least = float(_MONITORED_FILES)
-        return listed.length >= least
+        return listed.length >= self._large_from()
 
-    def _listed(self, tree: ObjectID | None, *, can_keep: bool) -> tuple[Listed, bytes | None]:
+    def _large_from(self) -> float:
+        try:
+            return self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
+        except HeddleError:
+            return float(_MONITORED_FILES)
+
+    def _listed(self, tree: ObjectID | None) -> tuple[Listed, bytes | None]:
         """What the index is to say, and the root's stat.
 
-        Of a mount in which nothing was changed yet it is the same for every mount of the tree by this user.
-
-        Args:
-            can_keep: it is looked for among what was kept, and kept. A mount whose names git is going to look up
-                needs the sizes that are learned on the way anyway.
+        Of a large tree in which nothing was changed yet it is the same for every mount by this user.
         """
         core = self._overlay.core
-        listing = Listing(core, self._overlay.in_loop)
+        listing = Listing(
+            core,
+            self._overlay.in_loop,
+            index=self.linked.git.common / "index",
+            large=self._large_from(),
+        )
         look = listing.look_at_root()
-        is_fresh = can_keep and tree is not None and look.lower == tree and not look.names
+        is_fresh = tree is not None and look.lower == tree and not look.names
         place = self._overlay.repo.heddle_dir / "gitindex"
         name = keptindex.name_of(tree, core.time_ns, core.uid, core.gid, core.lower.object_format)
         if is_fresh and (listed := keptindex.load(place, name)) is not None:

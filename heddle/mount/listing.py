@@ -1,25 +1,29 @@
 """What git's index says of a mount: every file and directory of a tree, with what the view shows in its place.
 
-Owns how a tree is listed for it. The tree itself comes from stock git in one answer, with the sizes of its files; where
-git can't say, directory by directory from the store. What is in the upper is looked at in the loop; the rest is known.
-The bytes are ``repo/gitindex.py``'s, when they are written ``gitview.py``'s.
+Owns how it is listed: what is in the upper is looked at in the loop, the rest is known from the tree
+(``held.py``, or directory by directory). The bytes are ``repo/gitindex.py``'s, when they are written ``gitview.py``'s.
 """
 
 from __future__ import annotations
 
+import math
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from binascii import unhexlify
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from heddle.mount import held
 from heddle.mount.everything import InLoop
-from heddle.mount.lower import GITLINK, Lower, is_safe_name
+from heddle.mount.held import Held
+from heddle.mount.lower import GITLINK, is_safe_name
 from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs
 from heddle.mount.snapshot import found
-from heddle.mount.view import lower_number
+from heddle.mount.view import low_number, lower_number
+from heddle.objects.gitformat import BLOB, new_hash, to_hex
 from heddle.repo import gitindex
 from heddle.repo.gitindex import NO_STAT, Directory
 
@@ -29,8 +33,12 @@ if TYPE_CHECKING:
     from heddle.mount.core import ContentAddressedMount
 
 _LOW = 0xFFFFFFFF
-_TREE = b"040000"
-_DIRECTORY_BYTES = 4096
+_DIRECTORY_LENGTH = (4096).to_bytes(4, "big")
+_NO_LENGTH = bytes(4)
+_GITLINK = GITLINK.to_bytes(4, "big")
+_REGULAR = 0o100000 >> 12
+_UNREAD, _UNREAD_OF = 64, 16
+"""An index will not do that lacks more directories than this and one in so many of those that it has."""
 _AT_ONCE = 256  # names looked at between two turns of the loop
 _SETTLED_NS = 50_000_000
 """How old a change has to be to be told from a later one by its time: clocks tick every few milliseconds."""
@@ -64,55 +72,21 @@ class _Shown(NamedTuple):
 
 
 class _Unsized(NamedTuple):
-    """A captured file whose entry lacks its size: which entry it is, and what else it says."""
+    """A captured file whose entry lacks its stat: which entry it is, the low bits of its number, and its blob."""
 
     number: int
     low: bytes
-    mode: int
-    id: ObjectID
-    path: bytes
-
-
-class _Recorded:
-    """Everything below a tree, as lines of ``git ls-tree -r -t -l -z``: each directory before what is in it."""
-
-    def __init__(self, lower: Lower, tree: ObjectID | None) -> None:
-        self._lines: Sequence[bytes] = ()
-        if tree is not None:
-            self._lines = lower.store.list_tree(tree) or list(_walked(lower, b"", tree))
-        self._behind: dict[bytes, int] = {}
-
-    def below(self, directory: bytes) -> Iterator[bytes]:
-        """The lines of what lies below a directory, whose path ends in a slash; of all for the root."""
-        if not directory:
-            yield from self._lines
-            return
-        if not self._behind:
-            for number, line in enumerate(self._lines):
-                if line.startswith(_TREE):
-                    self._behind[line.partition(b"\t")[2]] = number + 1
-        for line in islice(self._lines, self._behind[directory[:-1]], None):
-            if not line.partition(b"\t")[2].startswith(directory):
-                break
-            yield line
-
-
-def _walked(lower: Lower, above: bytes, tree: ObjectID) -> Iterator[bytes]:
-    for name, mode, id in lower.all_entries(tree):
-        yield b"%06o - %s -\t%s%s" % (mode, id, above, name)
-        if stat.S_ISDIR(mode) and is_safe_name(name):
-            yield from _walked(lower, above + name + b"/", id)
+    id: bytes
 
 
 class _Open:
     """A directory that shows a tree as it is, while what is in it is listed."""
 
-    __slots__ = ("first", "ino", "inside", "is_whole", "name", "path", "rules", "tree")
+    __slots__ = ("first", "ino", "inside", "name", "path", "rules", "tree")
 
-    def __init__(self, path: bytes, name: bytes, tree: bytes, ino: int, first: int) -> None:
+    def __init__(self, path: bytes, name: bytes, tree: bytes | None, ino: int, first: int) -> None:
         self.path, self.name, self.tree, self.ino, self.first = path, name, tree, ino, first
         self.inside: list[Directory] = []
-        self.is_whole = True
         self.rules: bytes | None = None
 
 
@@ -125,21 +99,35 @@ class Listing:
     Args:
         core: the view.
         in_loop: runs a function where nothing else changes the view.
+        index: another index of git's, of which much may be true here too; None: there is none.
+        large: of how many files on git is not going to look at each; of fewer, sizes are kept for that.
 
     Attributes:
         entries: the index's entries, as ``gitindex.entry``.
         knew_all: whether the size of every captured file was known.
     """
 
-    def __init__(self, core: ContentAddressedMount, in_loop: InLoop) -> None:
+    def __init__(
+        self,
+        core: ContentAddressedMount,
+        in_loop: InLoop,
+        *,
+        index: Path | None = None,
+        large: float = math.inf,
+    ) -> None:
         self._core = core
         self._lower = core.lower
+        self._id_length = core.lower.store.id_length
         self._in_loop = in_loop
-        self._recorded: _Recorded | None = None
+        self._index = index
+        self._large = large
+        self._held: Held | None = None
+        self._has_asked_git = False
+        self._unread_left = 0
+        self._base: ObjectID | None = None
         usual = gitindex.stat_bytes(0, 0, core.uid, core.gid, 0, core.time_ns, core.time_ns)
-        self._times, self._owner = usual[:20], usual[24:36]
+        self._times, self._owner = usual[:20], usual[28:36]
         self._now_ns = time.time_ns()
-        self._sizes: dict[ObjectID, int] = {}
         self._unsized: list[_Unsized] = []
         self.entries: list[bytes] = []
         self.knew_all = True
@@ -150,17 +138,23 @@ class Listing:
 
     def run(self, look: Look, tree: ObjectID | None) -> Directory:
         """List it; returns its root."""
-        self._recorded = _Recorded(self._lower, tree)
+        self._base = tree
+        if self._index is not None:
+            self._held = held.by_index(self._index, self._id_length)
+        if self._held is not None:
+            self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
         root = self._seen(b"", b"", look, tree)
-        unsized = self._unsized
-        sizes = self._lower.learn_sizes([each.id for each in unsized])
-        for each, size in zip(unsized, sizes, strict=True):
+        known = {} if self._held is None or self._held.sizes is None else self._held.sizes
+        ids = [to_hex(each.id) for each in self._unsized]
+        for each, id, size in zip(self._unsized, ids, self._lower.learn_sizes(ids), strict=True):
             if size is None:
                 self.knew_all = False
-            else:
-                status = self._status_of(each.low, size)
-                self.entries[each.number] = _entry(status, each.mode, each.id, each.path)
-        self._lower.keep_sizes(self._sizes)
+                continue
+            known[id] = size
+            before = self.entries[each.number]
+            status = (self._times, each.low, before[24:28], self._owner, _length(size))
+            self.entries[each.number] = b"".join((*status, before[40:]))
+        self._lower.keep_sizes(known)
         return root
 
     # directories
@@ -199,14 +193,15 @@ class Listing:
         base: tuple[int, ObjectID],
     ) -> Directory | None:
         """A name that is not in the upper."""
-        if shown is not None and stat.S_ISDIR(shown[0]) and stat.S_ISDIR(base[0]):
+        mode, id = base
+        if shown is not None and stat.S_ISDIR(shown[0]) and stat.S_ISDIR(mode):
             ino = lower_number(parent, name)
-            if shown[1] == base[1]:
-                return self._captured(path + b"/", name, ino, base[1])
+            if shown[1] == id:
+                return self._captured(path + b"/", name, ino, id)
             look = Look(ino, shown[1], {}, NO_STAT, False)
-            return self._seen(path + b"/", name, look, base[1])
+            return self._seen(path + b"/", name, look, id)
         if shown == base:
-            self._captured_file(path, *base, _low(lower_number(parent, name)), None)
+            self._captured_file(path, mode, unhexlify(id), lower_number(parent, name))
             return None
         return self._instead(path, name, None, base)
 
@@ -240,10 +235,10 @@ class Listing:
         is_whole = tree is not None and not self._lower.hidden_entries(tree)
         return Directory(
             name=name,
-            tree=bytes.fromhex(tree.decode()) if tree is not None and is_whole else None,
+            tree=unhexlify(tree) if tree is not None and is_whole else None,
             entries=len(self.entries) - first,
             status=status,
-            rules=bytes.fromhex(rules[1].decode()) if rules is not None and is_file else None,
+            rules=unhexlify(rules[1]) if rules is not None and is_file else None,
             inside=sorted(inside, key=lambda one: one.name),
         )
 
@@ -251,67 +246,94 @@ class Listing:
 
     def _captured(self, path: bytes, name: bytes, ino: int, tree: ObjectID) -> Directory:
         """A directory that shows a tree as it is, and all below it."""
-        assert self._recorded is not None
-        outer = _Open(path, name, tree, ino, len(self.entries))
-        under_way = [outer]
-        for line in self._recorded.below(path):
-            said, _, where = line.partition(b"\t")
-            end = where.rfind(b"/") + 1
-            above, each = where[:end], where[end:]
-            while under_way[-1].path != above and len(under_way) > 1:
-                self._close(under_way)
-            parent = under_way[-1]
-            if parent.path != above or not is_safe_name(each):
-                parent.is_whole = False
+        if (found := self._holder(path, tree)) is not None:
+            return self._copied(found, _Open(path, name, unhexlify(tree), ino, len(self.entries)))
+        one = _Open(path, name, unhexlify(tree), ino, len(self.entries))
+        for each, mode, id in self._lower.all_entries(tree):
+            if not is_safe_name(each):
+                one.tree = None
                 continue
-            number = lower_number(parent.ino, each)
-            digits, _, id, size = said.split()
-            if digits == _TREE:
-                under_way.append(_Open(where + b"/", each, id, number, len(self.entries)))
+            number = lower_number(ino, each)
+            if stat.S_ISDIR(mode):
+                one.inside.append(self._captured(path + each + b"/", each, number, id))
                 continue
-            mode = int(digits, 8)
             if each == b".gitignore" and stat.S_ISREG(mode):
-                parent.rules = id
-            known = int(size) if size.isdigit() else None
-            self._captured_file(where, mode, cast("ObjectID", id), _low(number), known)
+                one.rules = unhexlify(id)
+            self._captured_file(path + each, mode, unhexlify(id), number)
+        return self._closed(one)
+
+    def _holder(self, path: bytes, tree: ObjectID) -> Held | None:
+        """What holds all below a directory; where the index that is at hand does not do, stock git lists the base."""
+        if self._held is not None and self._held.id(path) == unhexlify(tree):
+            return self._held
+        self._unread_left -= 1
+        if self._has_asked_git or self._unread_left >= 0 or self._base is None:
+            return None
+        self._has_asked_git = True
+        self._held = held.by_git(self._lower.store, self._base)
+        return self._holder(path, tree)
+
+    def _copied(self, source: Held, outer: _Open) -> Directory:
+        """The same from what somebody holds: only stats are other ones."""
+        entries, times, owner, length = self.entries, self._times, self._owner, self._id_length
+        empty = new_hash(length, BLOB, 0).digest()
+        files = source.below(outer.path)
+        has_sizes = source.sizes is not None or source.file_count >= self._large
+        under_way = [outer]
+        here, prefix = outer, outer.ino.to_bytes(8, "little")
+        for path, mode, size, rest in files:
+            end = path.rfind(b"/") + 1
+            if path[:end] != here.path:
+                here = self._move_to(under_way, path[:end], source)
+                prefix = here.ino.to_bytes(8, "little")
+            name = path[end:]
+            low = low_number(prefix, name)
+            if name == b".gitignore" and mode[2] >> 4 == _REGULAR:
+                here.rules = rest[:length]
+            if mode == _GITLINK:  # git looks at none of a submodule
+                entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
+            elif has_sizes and (size != _NO_LENGTH or rest.startswith(empty)):
+                entries.append(b"".join((times, low, mode, owner, size, rest)))
+            else:
+                self._unsized.append(_Unsized(len(entries), low, rest[:length]))
+                entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
         while len(under_way) > 1:
             self._close(under_way)
         return self._closed(outer)
+
+    def _move_to(self, under_way: list[_Open], directory: bytes, source: Held) -> _Open:
+        """Close the directories that another one is not in, and open it and those above it."""
+        while not directory.startswith(under_way[-1].path):
+            self._close(under_way)
+        here = under_way[-1]
+        while here.path != directory:
+            end = directory.index(b"/", len(here.path))
+            name, path = directory[len(here.path) : end], directory[: end + 1]
+            ino = lower_number(here.ino, name)
+            here = _Open(path, name, source.id(path), ino, len(self.entries))
+            under_way.append(here)
+        return here
 
     def _close(self, under_way: list[_Open]) -> None:
         one = under_way.pop()
         under_way[-1].inside.append(self._closed(one))
 
     def _closed(self, one: _Open) -> Directory:
+        place = (self._times, _low(one.ino), bytes(4), self._owner, _DIRECTORY_LENGTH)
         return Directory(
             name=one.name,
-            tree=bytes.fromhex(one.tree.decode()) if one.is_whole else None,
+            tree=one.tree,
             entries=len(self.entries) - one.first,
-            status=self._status_of(_low(one.ino), _DIRECTORY_BYTES),
-            rules=None if one.rules is None else bytes.fromhex(one.rules.decode()),
+            status=b"".join(place),
+            rules=one.rules,
             inside=sorted(one.inside, key=lambda each: each.name),
         )
 
-    def _captured_file(
-        self, path: bytes, mode: int, id: ObjectID, low: bytes, size: int | None
-    ) -> None:
-        """A file that shows what the base has.
-
-        Args:
-            low: of its number, the lower 32 bits.
-            size: in bytes; None: the store has to be asked.
-        """
-        status = NO_STAT  # git looks at none of a submodule
-        if size is not None:
-            self._sizes[id] = size
-            status = self._status_of(low, size)
-        elif mode != GITLINK:
-            self._unsized.append(_Unsized(len(self.entries), low, mode, id, path))
-        self.entries.append(_entry(status, mode, id, path))
-
-    def _status_of(self, low: bytes, size: int) -> bytes:
-        """As ``gitindex.stat_bytes``, of what has the time and the owner of everything captured."""
-        return b"".join((self._times, low, self._owner, (size & _LOW).to_bytes(4, "big")))
+    def _captured_file(self, path: bytes, mode: int, id: bytes, ino: int) -> None:
+        """A file that shows what the base has, and of which the store has to be asked for the size."""
+        if mode != GITLINK:
+            self._unsized.append(_Unsized(len(self.entries), _low(ino), id))
+        self.entries.append(gitindex.entry(NO_STAT, gitindex.git_mode(mode), id, path))
 
     # in the loop
 
@@ -365,8 +387,12 @@ class Listing:
 
 
 def _entry(status: bytes, mode: int, id: ObjectID, path: bytes) -> bytes:
-    return gitindex.entry(status, gitindex.git_mode(mode), bytes.fromhex(id.decode()), path)
+    return gitindex.entry(status, gitindex.git_mode(mode), unhexlify(id), path)
 
 
 def _low(ino: int) -> bytes:
     return (ino & _LOW).to_bytes(4, "big")
+
+
+def _length(size: int) -> bytes:
+    return (size & _LOW).to_bytes(4, "big")

@@ -36,13 +36,9 @@ _NO_ENTRIES: TreeEntries = {}
 
 def is_safe_name(name: bytes) -> bool:
     """Say whether a name from a tree object may reach a disk or a kernel."""
-    return (
-        0 < len(name) <= 255
-        and name not in (b".", b"..")
-        and b"/" not in name
-        and b"\0" not in name
-        and name.lower() not in _RESERVED
-    )
+    if not 0 < len(name) <= 255 or b"/" in name or b"\0" in name:
+        return False
+    return name[:1] != b"." or (name not in (b".", b"..") and name.lower() not in _RESERVED)
 
 
 class Lower:

@@ -136,3 +136,19 @@ class PinnedFile(FileNode):
     ) -> None:
         super().__init__(ino, parent, name, mode)
         self.opened = opened
+
+
+class AnsweringFile(PinnedFile):
+    """One that no listing shows, and that has another content for each open.
+
+    Attributes:
+        answer: called with the process id of who opens it, gives what is read there; may wait, so not in the loop.
+    """
+
+    __slots__ = ("answer",)
+
+    def __init__(
+        self, ino: NodeId, parent: DirNode, name: bytes, mode: int, answer: Callable[[int], bytes]
+    ) -> None:
+        super().__init__(ino, parent, name, mode, lambda pid: None)
+        self.answer = answer

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 LOG_MAX_BYTES = 1 << 20
 _CHANGES_PER_LINE = 500
-_ANSWER_PER_LINE = 1 << 16  # bytes of an answer to git
 _WORK = ("status", "dirty", "capture", "rebase")  # operations that may have to wait for a disk
 _HEARTBEAT_S = 2.0
 _GOODBYE_S = 5.0
@@ -354,7 +353,6 @@ class _Session:
             "dirty": self._dirty,
             "recovered": self._tell_recovered,
             "writers": self._writers,
-            "changed": self._changed,
             "capture": self._capture,
             "rebase": self._rebase,
             "adopt": self._adopt,
@@ -441,7 +439,6 @@ class _Session:
             name,
             self._mountpoint,
             request.thread,
-            socket=self._record.socket,
             agent=request.agent,
         )
 
@@ -704,21 +701,6 @@ class _Session:
         for start in range(0, len(writers), _CHANGES_PER_LINE):
             emit([text_of(path) for path in writers[start : start + _CHANGES_PER_LINE]])
         return {}
-
-    def _changed(self, request: Message, emit: Emit) -> Message:
-        """What git's fsmonitor wants to know: its answer in hex, so that the program needs no JSON to read it."""
-        from heddle.mount.wire import path_of, text_of
-
-        git = self._git
-        if git is None:
-            from heddle.errors import NotMounted
-
-            raise NotMounted("git can't be used in this mount")
-        token, paths = git.changed_since(path_of(str(request["token"])))
-        answer = b"".join(path + b"\0" for path in paths)
-        for start in range(0, len(answer), _ANSWER_PER_LINE):
-            emit(answer[start : start + _ANSWER_PER_LINE].hex())
-        return {"token": text_of(token)}
 
     def _capture(self, request: Message, _emit: Emit) -> Message:
         from heddle.mount import wire

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heddle.mount import upper as up
 from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
-from heddle.mount.nodes import DirNode, FileNode, Node, PinnedFile
+from heddle.mount.nodes import AnsweringFile, DirNode, FileNode, Node, PinnedFile
 from heddle.mount.shell import (
     NAME_MAX,
     ROOT,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from heddle.mount.journal import Journal
 
+_PINNED_MODE = stat.S_IFREG | 0o444
 _LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
 _PROVISIONAL_INO = 1 << 63
 _OPEN_DIRECTORIES = 256  # descriptors kept for upper directories, where the process may have many
@@ -136,14 +137,32 @@ class View:
         """
         if self.child(self.root, name) is not None:
             return False
-        blob: Any = hashlib.sha1(b"pinned\0" + content).hexdigest().encode()
-        self.lower.pin(blob, content)
-        mode = stat.S_IFREG | 0o444
-        node = PinnedFile(self._lower_ino(self.root.ino, name), self.root, name, mode, opened)
-        node.blob, node.size, node.lookups = blob, len(content), 1
-        self._add(node, self.root, name)
+        ino = self._lower_ino(self.root.ino, name)
+        self._pin(PinnedFile(ino, self.root, name, _PINNED_MODE, opened), content)
         self.pinned = name
         return True
+
+    def pin_answer(self, name: bytes, answer: Callable[[int], bytes]) -> bool:
+        """Have a file in the root that no listing shows, and that says something else to everyone who opens it.
+
+        Args:
+            name: of the file.
+            answer: as of `AnsweringFile`.
+
+        Returns:
+            Whether there is: the view may have a file of that name.
+        """
+        if self.child(self.root, name) is not None:
+            return False
+        ino = self._lower_ino(self.root.ino, name)
+        self._pin(AnsweringFile(ino, self.root, name, _PINNED_MODE, answer), b"")
+        return True
+
+    def _pin(self, node: PinnedFile, content: bytes) -> None:
+        blob: Any = hashlib.sha1(b"pinned\0" + content).hexdigest().encode()
+        self.lower.pin(blob, content)
+        node.blob, node.size, node.lookups = blob, len(content), 1
+        self._add(node, self.root, node.name)
 
     def close(self) -> None:
         """Give all descriptors back; the view must not be used any more."""
@@ -704,8 +723,22 @@ class View:
 
 def lower_number(parent: NodeId, name: bytes) -> NodeId:
     """The number of a captured node, unless a live one has it."""
-    digest = hashlib.blake2b(name, digest_size=8, salt=parent.to_bytes(8, "little")).digest()
+    digest = _name_digest(parent.to_bytes(8, "little"), name)
     return int.from_bytes(digest, "little") & (_LOWER_INO - 1) | _LOWER_INO
+
+
+def low_number(parent: bytes, name: bytes) -> bytes:
+    """The lower 32 bits of the same, in network order, as git's index has them.
+
+    Args:
+        parent: the number of the directory, eight bytes, the lowest first: many names are asked for in a row.
+        name: in it.
+    """
+    return _name_digest(parent, name)[3::-1]
+
+
+def _name_digest(parent: bytes, name: bytes) -> bytes:
+    return hashlib.blake2b(name, digest_size=8, salt=parent).digest()
 
 
 def _is_for_reading(fd: int) -> bool:

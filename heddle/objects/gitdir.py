@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,8 +34,8 @@ _LOOSE_HEAD_BYTES = 1024
 """Enough for the header, and for deflate's tables (at most 286 bytes) before it."""
 _LOOSE_HEADER = 32
 """Bytes of the longest ``type size NUL``."""
-_MANY = 200
-"""Objects whose sizes are worth a git process, which takes as long as some hundred."""
+_MANY = 1000
+"""Objects whose sizes are worth a git process, which takes as long as so many."""
 _PATIENCE_S = 120
 _SETTLED_NS = 50_000_000
 """A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
@@ -194,22 +194,42 @@ class GitObjects:
 
     def kind(self, object_id: bytes) -> int:
         """An object's type number, as headers say."""
-        return self._head(self._raw(object_id))[0]
+        raw_id = self._raw(object_id)
+        return self._read(
+            raw_id,
+            lambda pack, offset: pack.kind(offset, self.kind),
+            lambda path: _loose_head(path)[0],
+            lambda alternate: alternate.kind(raw_id),
+        )
 
     def size(self, object_id: bytes) -> int:
         """The length of an object's content in bytes, as headers say."""
-        return self._head(self._raw(object_id))[1]
+        raw_id = self._raw(object_id)
+        return self._read(
+            raw_id,
+            lambda pack, offset: pack.size(offset),
+            lambda path: _loose_head(path)[1],
+            lambda alternate: alternate.size(raw_id),
+        )
 
     def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The sizes of many objects, by binary id, as stock git knows them; those that it does not are left out."""
+        """The sizes of objects, by binary id; of very many as stock git knows them. Some may be left out."""
         if len(raw_ids) < _MANY:
-            return {}
+            return dict(self._sizes(raw_ids))
         ids = b"\n".join(map(to_hex, raw_ids)) + b"\n"
         said = self._ask_git("cat-file", "--batch-check=%(objectsize)", "--buffer", asked=ids)
         sizes = said.splitlines()
         if len(sizes) != len(raw_ids):
             return {}
         return {id: int(size) for id, size in zip(raw_ids, sizes, strict=True) if size.isdigit()}
+
+    def _sizes(self, raw_ids: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+        find = self._packs.find
+        for raw_id in raw_ids:
+            found = find(raw_id)
+            if found is not None:
+                with suppress(OSError, ValueError, zlib.error):  # whoever asks for this one is told
+                    yield raw_id, found[0].size(found[1])
 
     def list_tree(self, tree: bytes) -> list[bytes]:
         """All that lies below a tree, as `ObjectStore.list_tree`."""
@@ -244,18 +264,9 @@ class GitObjects:
     def _raw(self, object_id: bytes) -> bytes:
         return to_raw(object_id, self._id_length)
 
-    def _head(self, raw_id: bytes) -> tuple[int, int]:
-        return self._read(
-            raw_id,
-            lambda pack, offset: pack.kind_and_size(offset, self.kind),
-            _loose_head,
-            lambda alternate: alternate._head(raw_id),
-        )
-
     def is_chunked(self, object_id: bytes) -> bool:
         """Say whether an object is large: then ``read_at`` does not inflate the whole each time."""
-        kind, size = self._head(self._raw(object_id))
-        return kind == BLOB and size > WHOLE_LIMIT
+        return self.size(object_id) > WHOLE_LIMIT and self.kind(object_id) == BLOB
 
     # Reading
 

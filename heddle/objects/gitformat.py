@@ -55,6 +55,11 @@ def new_hash(id_length: int, type_num: int, size: int) -> _Hash:
     return _hash_of(id_length)(b"%s %d\0" % (TYPE_NAMES[type_num], size), usedforsecurity=False)
 
 
+def plain_hash(id_length: int, data: bytes) -> bytes:
+    """The hash of bytes without a header, as git's own files end with it."""
+    return _hash_of(id_length)(data, usedforsecurity=False).digest()
+
+
 @cache
 def _hash_of(id_length: int) -> Callable[..., _Hash]:
     from hashlib import sha1, sha256  # loads OpenSSL, which commands that only read do not need

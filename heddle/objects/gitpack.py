@@ -191,21 +191,25 @@ class PackEntries(ABC):
             raise Damaged(f"{self.path}: the delta at {offset} has no base")
         return Entry(type_num, size, base, head[at:], offset + len(head))
 
-    def kind_and_size(self, offset: int, kind_of: Callable[[bytes], int]) -> tuple[int, int]:
-        """An object's type number and size in bytes, from headers alone.
+    def kind(self, offset: int, kind_of: Callable[[bytes], int]) -> int:
+        """An object's type number, from headers alone.
 
         Args:
             offset: of its entry.
             kind_of: the type of an object by its id, for a delta against one.
         """
-        entry = self.entry(offset, 512)  # a delta's own size stands behind deflate's tables
-        size = entry.size if entry.base is None else _result_size(entry.head)
+        entry = self.entry(offset, 64)
         depth = 0
         while isinstance(entry.base, int):
             depth += 1
             self.check_depth(depth, offset)
             entry = self.entry(entry.base, 64)
-        return (entry.type_num if entry.base is None else kind_of(entry.base)), size
+        return entry.type_num if entry.base is None else kind_of(entry.base)
+
+    def size(self, offset: int) -> int:
+        """An object's size in bytes, from the header of its entry alone."""
+        entry = self.entry(offset, 512)  # a delta's own size stands behind deflate's tables
+        return entry.size if entry.base is None else _result_size(entry.head)
 
     def check_depth(self, depth: int, offset: int) -> None:
         """Refuse a chain of deltas that git would not have made, such as a circle."""

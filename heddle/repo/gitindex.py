@@ -51,9 +51,14 @@ def entry(status: bytes, mode: int, id: bytes, path: bytes) -> bytes:
         id: binary.
         path: from the root.
     """
-    length = min(len(path), _MAX_LENGTH)
-    head = status[:24] + mode.to_bytes(4, "big") + status[28:]
-    return head + id + length.to_bytes(2, "big") + path + _PADS[(len(id) + 2 + len(path)) % 8]
+    return b"".join((status[:24], mode.to_bytes(4, "big"), status[28:], behind_stat(id, path)))
+
+
+def behind_stat(id: bytes, path: bytes) -> bytes:
+    """What an entry says behind the stat: its binary id and its path."""
+    length = len(path)
+    named = (length if length < _MAX_LENGTH else _MAX_LENGTH).to_bytes(2, "big")
+    return b"".join((id, named, path, _PADS[(len(id) + 2 + length) % 8]))
 
 
 class Directory(NamedTuple):

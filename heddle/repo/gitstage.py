@@ -1,4 +1,4 @@
-"""What git's index knows of files in a checkout, so that they need not be read again.
+"""What git's index knows of files in a checkout and of trees, so that they need not be read again.
 
 Owns finding entries in gitformat-index(5), versions 2 to 4. A file whose stat is still the one in the index holds what
 the index says it holds, by git's own rules: after line endings were converted and filters such as git-lfs's ran. That
@@ -22,8 +22,8 @@ from heddle.objects.gitpack import offset_varint
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
-_HEADER = struct.Struct(">4sII")
-_STAT = struct.Struct(">10I")
+HEADER = struct.Struct(">4sII")
+STAT = struct.Struct(">10I")
 _FLAGS = struct.Struct(">H")
 _EXTENDED, _STAGE, _LENGTH = 0x4000, 0x3000, 0x0FFF
 _SKIP_WORKTREE = 0x4000
@@ -59,8 +59,8 @@ class Staged:
     """
 
     def __init__(self, data: mmap.mmap | bytes, written_ns: int, id_length: int) -> None:
-        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        kind = _READERS.get(version)
+        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
+        kind = READERS.get(version)
         self._reader = None if kind is None else kind(data, id_length, version)
         self._written_ns = written_ns
         self._misses = 0
@@ -145,12 +145,12 @@ def skipped(index: Path, id_length: int) -> Skipped:
         id_length: bytes of an id.
     """
     with _mapped(index) as (data, _):
-        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if version not in (3, 4):  # version 2 has no place for it
             return Skipped()
         return Skipped(
             path
-            for path, _, _, extended in _each(data, id_length, version)
+            for path, _, _, _, extended in each_entry(data, id_length, version)
             if extended & _SKIP_WORKTREE
         )
 
@@ -163,10 +163,10 @@ def paths(index: Path, id_length: int) -> list[bytes]:
         id_length: bytes of an id.
     """
     with _mapped(index) as (data, _):
-        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        if version not in _READERS:
+        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
+        if version not in READERS:
             return []
-        return [path for path, _, _, _ in _each(data, id_length, version)]
+        return [path for path, _, _, _, _ in each_entry(data, id_length, version)]
 
 
 def entries(
@@ -183,11 +183,11 @@ def entries(
         By path; None where there is no index.
     """
     with _mapped(index) as (data, _):
-        version = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
-        if version not in _READERS:
+        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
+        if version not in READERS:
             return None
         # A path that is not there costs a look at all of it, unless all entries are read first.
-        kind = _READERS[version] if len(paths) <= _MISSES else _Walk
+        kind = READERS[version] if len(paths) <= _MISSES else _Walk
         reader = kind(data, id_length, version)
         found = {path: reader.find(path) for path in sorted(paths)}
         return {
@@ -221,13 +221,13 @@ class _Reader:
     def __init__(self, data: mmap.mmap | bytes, id_length: int, version: int) -> None:
         self._data = data
         self._id_length = id_length
-        self._from = _HEADER.size
+        self._from = HEADER.size
         self._last = b""
 
     def find(self, path: bytes) -> _Entry | None:
         """The entry of a path; None where there is none, or a conflict."""
         if path < self._last:
-            self._from = _HEADER.size
+            self._from = HEADER.size
         self._last = path
         at = self._data.find(path + b"\0", self._from)
         while at >= 0:
@@ -241,8 +241,8 @@ class _Reader:
     def _start(self, path: bytes, at: int) -> int | None:
         """Where the entry begins whose path is at ``at``; None when these bytes are something else's."""
         for extra in (0, 2):
-            start = at - extra - _FLAGS.size - self._id_length - _STAT.size
-            if start < _HEADER.size or (start - _HEADER.size) % 8:
+            start = at - extra - _FLAGS.size - self._id_length - STAT.size
+            if start < HEADER.size or (start - HEADER.size) % 8:
                 continue
             flags = _FLAGS.unpack_from(self._data, at - extra - _FLAGS.size)[0]
             if flags & _STAGE or bool(flags & _EXTENDED) != bool(extra):
@@ -262,25 +262,25 @@ class _Walk:
 
     @cached_property
     def _starts(self) -> dict[bytes, int]:
-        entries = _each(self._data, self._id_length, self._version)
-        return {path: start for path, start, flags, _ in entries if not flags & _STAGE}
+        entries = each_entry(self._data, self._id_length, self._version)
+        return {path: start for path, start, _, flags, _ in entries if not flags & _STAGE}
 
     def find(self, path: bytes) -> _Entry | None:
         start = self._starts.get(path)
         return None if start is None else _entry(self._data, start, self._id_length)
 
 
-_READERS: dict[int, type[_Reader | _Walk]] = {2: _Reader, 3: _Reader, 4: _Walk}
+READERS: dict[int, type[_Reader | _Walk]] = {2: _Reader, 3: _Reader, 4: _Walk}
 
 
-def _each(
+def each_entry(
     data: mmap.mmap | bytes, id_length: int, version: int
-) -> Iterator[tuple[bytes, int, int, int]]:
-    """Path, beginning, flags and extended flags of every entry, as far as the index is sound."""
-    path, at = b"", _HEADER.size
-    for _ in range(_HEADER.unpack_from(data)[2]):
+) -> Iterator[tuple[bytes, int, int, int, int]]:
+    """Path, beginning, end, flags and extended flags of every entry, as far as the index is sound."""
+    path, at = b"", HEADER.size
+    for _ in range(HEADER.unpack_from(data)[2]):
         start, extended, dropped = at, 0, len(path)
-        at += _STAT.size + id_length
+        at += STAT.size + id_length
         if at + 2 * _FLAGS.size >= len(data):
             return
         flags = _FLAGS.unpack_from(data, at)[0]
@@ -298,12 +298,12 @@ def _each(
             return
         path = path[: len(path) - dropped] + data[at:end]
         at = end + 1 if version == 4 else start + (end - start + 8) // 8 * 8
-        yield path, start, flags, extended
+        yield path, start, at, flags, extended
 
 
 def _entry(data: mmap.mmap | bytes, start: int, id_length: int) -> _Entry:
-    said = _STAT.unpack_from(data, start)
-    id_at = start + _STAT.size
+    said = STAT.unpack_from(data, start)
+    id_at = start + STAT.size
     return _Entry((*said[:4], said[5], said[9]), said[6], data[id_at : id_at + id_length])
 
 

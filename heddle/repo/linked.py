@@ -44,7 +44,7 @@ HEADS = b"refs/heads/"
 _SYMBOLIC = b"ref: "
 _MONITOR_LINE = re.compile(rb"\s*fsmonitor(hookversion)?\s*=", re.IGNORECASE)
 _MONITOR_SECTION = "[core] # of heddle's mount"
-_MONITOR = b"fsmonitor.py"
+_MONITOR = b"heddle-fsmonitor"
 """In the command that is ours."""
 _TRIES = 100
 DETACHING = ("rebase", "bisect")

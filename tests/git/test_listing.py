@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from dulwich.objects import ObjectID
 
 import heddle
 from heddle import api
+from heddle.errors import CorruptObject
 from heddle.mount.listing import Listing
+from heddle.mount.lower import Lower
 from heddle.mount.overlay import Overlay
 from heddle.objects.store import ObjectStore
 from heddle.repo.gitindex import Directory
@@ -117,7 +120,7 @@ def test_git_s_listing_reads_no_directory(repo: api.Repository, git: Git, tree: 
 def test_a_name_with_a_slash(
     repo: api.Repository, git: Git, tree: ObjectID, checkout: Path
 ) -> None:
-    """A tree that no git writes, with a path for a name, is listed without it."""
+    """A tree that no git writes, with a path for a name, is shown by no mount and listed in no index."""
     blob = bytes.fromhex(git("rev-parse", f"{tree.decode()}:old"))
     raw = b"".join(b"100644 %s\0%s" % (name, blob) for name in (b"a", b"no/such", b"z"))
     done = subprocess.run(
@@ -132,8 +135,183 @@ def test_a_name_with_a_slash(
     try:
         listing = Listing(overlay.core, overlay.in_loop)
         look = listing.look_at_root()._replace(lower=odd)
-        root = listing.run(look, odd)
-        assert [entry[62:63] for entry in listing.entries] == [b"a", b"z"]
-        assert root.tree is None
+        with pytest.raises(CorruptObject, match=odd.decode()):
+            listing.run(look, odd)
+    finally:
+        overlay.close()
+
+
+@pytest.fixture
+def indexed(checkout: Path, git: Git, tree: ObjectID) -> Path:
+    """Git's index of the checkout, which holds the sound part of the tree, refreshed."""
+    sound = git("rev-parse", f"{tree.decode()}:sound")
+    git("read-tree", "--reset", "-u", sound)
+    git("update-index", "-q", "--refresh")
+    return checkout / ".git/index"
+
+
+def by_an_index(
+    overlay: Overlay, tree: ObjectID, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> Listed:
+    """The same where an index holds the tree; git is not asked, the store for none of its directories."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "list_tree", None)
+        listing = Listing(overlay.core, overlay.in_loop, index=index, large=0)
+        root = listing.run(listing.look_at_root(), tree)
+    return listing.entries, root
+
+
+@pytest.mark.parametrize("version", ["2", "3", "4"])
+@pytest.mark.parametrize("changed", [[], ["a0/2/new", "a/1"], ["z/one"]])
+def test_an_index_says_the_same(
+    repo: api.Repository,
+    git: Git,
+    tree: ObjectID,
+    indexed: Path,
+    changed: list[str],
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An index of any version that git wrote for a tree gives the same listing as git and the store."""
+    if version == "3":  # its mark, and a path that it stands at
+        git("update-index", "--skip-worktree", "a/1")
+    git("update-index", "--index-version", version)
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    overlay = shown(repo, git, sound, changed)
+    try:
+        found = by_an_index(overlay, sound, indexed, monkeypatch)
+        assert found == by_the_store(overlay, sound, monkeypatch)
+        assert found == listed(overlay, sound)
+        assert len(found[0]) == len(FILES) + 6
+    finally:
+        overlay.close()
+
+
+def test_an_index_of_another_tree(
+    repo: api.Repository,
+    git: Git,
+    tree: ObjectID,
+    indexed: Path,
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is the same in an index of something else is taken from it; only what differs is read."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    (checkout / "a0/2/other").write_text("staged")
+    git("add", "a0/2/other")
+    git("write-tree")  # fills the cache tree
+    overlay = shown(repo, git, sound)
+    read: list[ObjectID] = []
+    all_entries = Lower.all_entries
+
+    def noted(lower: Lower, directory: ObjectID) -> object:
+        read.append(directory)
+        return all_entries(lower, directory)
+
+    try:
+        by_store = by_the_store(overlay, sound, monkeypatch)
+        monkeypatch.setattr(Lower, "all_entries", noted)
+        assert by_an_index(overlay, sound, indexed, monkeypatch) == by_store
+        ids = [git("rev-parse", f"{sound.decode()}:{path}") for path in ("a0", "a0/2")]
+        assert read == [sound, *(each.encode() for each in ids)]
+    finally:
+        overlay.close()
+
+
+def test_an_index_that_lacks_too_much(
+    repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, checkout: Path
+) -> None:
+    """Where an index has hardly anything of a tree, stock git lists it, in the middle of the work too."""
+    for number in range(200):
+        (checkout / f"a{number:03d}").mkdir()
+        (checkout / f"a{number:03d}/file").write_text(f"{number}")
+    git("add", ".")
+    many = ObjectID(git("write-tree").encode())
+    git("read-tree", "--reset", git("rev-parse", f"{tree.decode()}:sound"))
+    overlay = shown(repo, git, many)
+    try:
+        listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=0)
+        root = listing.run(listing.look_at_root(), many)
+        assert (listing.entries, root) == listed(overlay, many)
+        assert len(root.inside) > 200
+    finally:
+        overlay.close()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    ["checksum", "no checksum", "short", "split", "added", "conflict", "no cache tree", "absent"],
+)
+def test_an_index_that_is_not_believed(
+    repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, checkout: Path, spoil: str
+) -> None:
+    """Of an index that is damaged, unfinished or a part only, nothing is taken that git would not take."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    overlay = shown(repo, git, sound)
+    data = indexed.read_bytes()
+    if spoil == "checksum":
+        indexed.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif spoil == "no checksum":
+        indexed.write_bytes(data[:-20] + bytes(20))
+    elif spoil == "short":
+        indexed.write_bytes(data[:15])
+    elif spoil == "split":
+        git("update-index", "--split-index")
+    elif spoil == "added":
+        (checkout / "a/new").touch()
+        git("add", "--intent-to-add", "a/new")
+    elif spoil == "conflict":
+        blob = git("rev-parse", f"{sound.decode()}:a/1")
+        lines = "".join(f"100644 {blob} {stage}\ta/both\n" for stage in (1, 2, 3))
+        subprocess.run(
+            ["git", "update-index", "--index-info"],
+            cwd=checkout,
+            input=lines,
+            text=True,
+            check=True,
+        )
+    elif spoil == "no cache tree":
+        git(
+            "update-index",
+            "--add",
+            "--cacheinfo",
+            f"100644,{git('rev-parse', f'{sound.decode()}:a/1')},top",
+        )
+    else:
+        indexed.unlink()
+    try:
+        listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=0)
+        root = listing.run(listing.look_at_root(), sound)
+        assert (listing.entries, root) == listed(overlay, sound)
+    finally:
+        overlay.close()
+
+
+def test_sizes_in_an_index_are_those_of_files(
+    repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, checkout: Path
+) -> None:
+    """The sizes of a checkout, which conversions change, get into an index at most, and only into a large one."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    git("config", "core.autocrlf", "true")
+    (checkout / "a/1").write_bytes(b"a/1a/1a/1")
+    blob = ObjectID(git("rev-parse", f"{sound.decode()}:a/1").encode())
+    raw = bytearray(indexed.read_bytes())
+    at = raw.index(bytes.fromhex(blob.decode()))
+    raw[at - 4 : at] = (77).to_bytes(4, "big")
+    indexed.write_bytes(raw[:-20] + hashlib.sha1(raw[:-20]).digest())
+    overlay = shown(repo, git, sound)
+    try:
+        entries, _ = listed(overlay, sound)
+        for large, size in ((0, 77), (1000, 9)):
+            listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=large)
+            listing.run(listing.look_at_root(), sound)
+            (entry,) = [
+                each
+                for each in listing.entries
+                if bytes.fromhex(blob.decode()) in each and b"a/1" in each
+            ]
+            assert int.from_bytes(entry[36:40], "big") == size
+            assert (listing.entries == entries) == (large == 1000)
+            assert overlay.core.lower.size(blob) == 9
     finally:
         overlay.close()
