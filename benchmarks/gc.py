@@ -50,7 +50,8 @@ def measure(bench: Bench, source: Path) -> None:
     heddle = _imported(bench, whole, place / "heddle")
     before = {spec: _reading(bench, heddle.path, spec) for spec in _states(bench, whole)}
     unpacked = _loose(bench, whole, place / "unpacked.git")
-    ours, peers = [], {"git gc": [], "git repack --window=250": []}
+    ours: list[float] = []
+    peers: dict[str, list[float]] = {"git gc": [], "git repack --window=250": []}
     for turn in range(_TURNS):
         last = turn == _TURNS - 1
         mine = heddle if last else Heddle(bench, _copy(bench, heddle.path, place / "copy"))
