@@ -19,6 +19,8 @@ from heddle.objects.output import processors
 
 _Result = TypeVar("_Result")
 
+_MOST = 8
+"""Processes at a time: each takes milliseconds to begin, and has what it changes of our memory for itself."""
 _PIPE_BYTES = 1 << 20
 """Room for the results that a process is ahead by."""
 
@@ -29,7 +31,7 @@ def processes(shares: int) -> int:
     One, this one, where there is one processor, and where this process has threads: fork(2) would copy one of them
     and the locks of all.
     """
-    return 1 if threading.active_count() > 1 else max(1, min(processors(), shares))
+    return 1 if threading.active_count() > 1 else max(1, min(processors(), shares, _MOST))
 
 
 def results(
