@@ -248,13 +248,11 @@ class GitView:
 
     def _is_large(self, listed: Listed) -> bool:
         """Whether asking what changed takes git less time than looking at everything."""
-        return listed.length >= self._large_from()
-
-    def _large_from(self) -> float:
         try:
-            return self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
+            least = self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
         except HeddleError:
-            return float(_MONITORED_FILES)
+            least = float(_MONITORED_FILES)
+        return listed.length >= least
 
     def _listed(self, tree: ObjectID | None) -> tuple[Listed, bytes | None]:
         """What the index is to say, and the root's stat.
@@ -266,7 +264,6 @@ class GitView:
             core,
             self._overlay.in_loop,
             index=self.linked.git.common / "index",
-            large=self._large_from(),
         )
         look = listing.look_at_root()
         is_fresh = tree is not None and look.lower == tree and not look.names

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heddle.mount.lower import is_safe_name
-from heddle.objects.gitformat import to_hex
 from heddle.repo import cachetree, gitindex
 from heddle.repo.cachetree import File
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from heddle.objects.store import ObjectStore
 
-_LOW = 0xFFFFFFFF
 _TREE = b"040000"
 
 
@@ -34,26 +32,24 @@ class Held:
     Args:
         files: of all of them, in the order of an index.
         trees: the binary id and the number of files of each directory, by its path with a slash behind it.
-        sizes: in bytes, by hex id; None where those in ``files`` need not be those of the objects.
+        sizes: of those of them that are known, in bytes, by binary id.
 
     Attributes:
-        file_count: how many files there are.
-        sizes: as given.
+        files, sizes: as given.
     """
 
     def __init__(
         self,
         files: list[File],
         trees: dict[bytes, tuple[bytes, int]],
-        sizes: dict[ObjectID, int] | None,
+        sizes: dict[bytes, int],
     ) -> None:
-        self.file_count = len(files)
+        self.files = files
         self.sizes = sizes
-        self._files = files
         self._trees = trees
         self._first: dict[bytes, int] = {b"": 0}
         last = b""
-        for number, (path, _, _, _) in enumerate(files):
+        for number, (path, _, _) in enumerate(files):
             end = path.rfind(b"/") + 1
             above = path[:end]
             if above != last:
@@ -94,13 +90,13 @@ class Held:
     def below(self, directory: bytes) -> Sequence[File]:
         """All files below a directory whose tree is held."""
         first = self._first.get(directory, 0)
-        return self._files[first : first + self._trees[directory][1]]
+        return self.files[first : first + self._trees[directory][1]]
 
 
 def by_index(index: Path, id_length: int) -> Held | None:
     """What an index of git's holds; None: nothing. See ``cachetree.read``."""
     found = cachetree.read(index, id_length)
-    return None if found is None else Held(*found, None)
+    return None if found is None else Held(*found, {})
 
 
 def by_git(store: ObjectStore, tree: ObjectID) -> Held | None:
@@ -110,25 +106,24 @@ def by_git(store: ObjectStore, tree: ObjectID) -> Held | None:
         return None
     files: list[File] = []
     ids = {b"": unhexlify(tree)}
-    sizes: dict[ObjectID, int] = {}
+    sizes: dict[bytes, int] = {}
     for line in lines:
         said, _, path = line.partition(b"\t")
         digits, _, id, size = said.split()
         if digits == _TREE:
             ids[path + b"/"] = unhexlify(id)
             continue
-        known = 0
+        raw_id = unhexlify(id)
         if size.isdigit():
-            known = sizes[to_hex(unhexlify(id))] = int(size)
+            sizes[raw_id] = int(size)
         mode = gitindex.git_mode(int(digits, 8)).to_bytes(4, "big")
-        length = (known & _LOW).to_bytes(4, "big")
-        files.append((path, mode, length, gitindex.behind_stat(unhexlify(id), path)))
+        files.append((path, mode, gitindex.behind_stat(raw_id, path)))
     return Held(files, _counted(ids, files), sizes)
 
 
 def _counted(ids: dict[bytes, bytes], files: Iterable[File]) -> dict[bytes, tuple[bytes, int]]:
     """Trees with the number of files below each; without those that are empty, or hold an empty one."""
-    counts = Counter(path[: path.rfind(b"/") + 1] for path, _, _, _ in files)
+    counts = Counter(path[: path.rfind(b"/") + 1] for path, _, _ in files)
     for directory in sorted(ids, key=len, reverse=True):
         if directory:
             counts[_above(directory)] += counts[directory]

@@ -6,7 +6,6 @@ Owns how it is listed: what is in the upper is looked at in the loop, the rest i
 
 from __future__ import annotations
 
-import math
 import stat
 import time
 from binascii import unhexlify
@@ -23,7 +22,7 @@ from heddle.mount.nodes import DirNode, FileNode
 from heddle.mount.shell import Attrs
 from heddle.mount.snapshot import found
 from heddle.mount.view import low_number, lower_number
-from heddle.objects.gitformat import BLOB, new_hash, to_hex
+from heddle.objects.gitformat import to_hex
 from heddle.repo import gitindex
 from heddle.repo.gitindex import NO_STAT, Directory
 
@@ -71,14 +70,6 @@ class _Shown(NamedTuple):
     status: bytes
 
 
-class _Unsized(NamedTuple):
-    """A captured file whose entry lacks its stat: which entry it is, the low bits of its number, and its blob."""
-
-    number: int
-    low: bytes
-    id: bytes
-
-
 class _Open:
     """A directory that shows a tree as it is, while what is in it is listed."""
 
@@ -100,7 +91,6 @@ class Listing:
         core: the view.
         in_loop: runs a function where nothing else changes the view.
         index: another index of git's, of which much may be true here too; None: there is none.
-        large: of how many files on git is not going to look at each; of fewer, sizes are kept for that.
 
     Attributes:
         entries: the index's entries, as ``gitindex.entry``.
@@ -113,14 +103,12 @@ class Listing:
         in_loop: InLoop,
         *,
         index: Path | None = None,
-        large: float = math.inf,
     ) -> None:
         self._core = core
         self._lower = core.lower
         self._id_length = core.lower.store.id_length
         self._in_loop = in_loop
         self._index = index
-        self._large = large
         self._held: Held | None = None
         self._has_asked_git = False
         self._unread_left = 0
@@ -128,7 +116,7 @@ class Listing:
         usual = gitindex.stat_bytes(0, 0, core.uid, core.gid, 0, core.time_ns, core.time_ns)
         self._times, self._owner = usual[:20], usual[28:36]
         self._now_ns = time.time_ns()
-        self._unsized: list[_Unsized] = []
+        self._unsized: list[tuple[int, bytes]] = []  # which entry has to get the size of which blob
         self.entries: list[bytes] = []
         self.knew_all = True
 
@@ -141,21 +129,38 @@ class Listing:
         self._base = tree
         if self._index is not None:
             self._held = held.by_index(self._index, self._id_length)
+        if self._held is None:
+            root = self._seen(b"", b"", look, tree)
+            self._fill_in({})
+            return root
+        self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
+        ids = [rest[: self._id_length] for _, mode, rest in self._held.files if mode != _GITLINK]
+        with self._lower.asking_sizes(ids) as told:
+            root = self._seen(b"", b"", look, tree)
+            self._fill_in(told())
+        return root
+
+    def _fill_in(self, sizes: dict[bytes, int]) -> None:
+        """Put sizes into the entries of captured files, and keep them for whoever looks these up.
+
+        Args:
+            sizes: those that are known, by binary id; the others are asked for.
+        """
         if self._held is not None:
-            self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
-        root = self._seen(b"", b"", look, tree)
-        known = {} if self._held is None or self._held.sizes is None else self._held.sizes
-        ids = [to_hex(each.id) for each in self._unsized]
-        for each, id, size in zip(self._unsized, ids, self._lower.learn_sizes(ids), strict=True):
+            sizes |= self._held.sizes
+        left = [id for id in {id for _, id in self._unsized} if id not in sizes]
+        learned = zip(left, self._lower.learn_sizes(list(map(to_hex, left))), strict=True)
+        sizes |= {id: size for id, size in learned if size is not None}
+        entries = self.entries
+        for number, id in self._unsized:
+            before = entries[number]
+            size = sizes.get(id)
             if size is None:
                 self.knew_all = False
-                continue
-            known[id] = size
-            before = self.entries[each.number]
-            status = (self._times, each.low, before[24:28], self._owner, _length(size))
-            self.entries[each.number] = b"".join((*status, before[40:]))
-        self._lower.keep_sizes(known)
-        return root
+                entries[number] = b"".join((NO_STAT[:24], before[24:28], NO_STAT[28:], before[40:]))
+            else:
+                entries[number] = b"".join((before[:36], _length(size), before[40:]))
+        self._lower.keep_sizes({to_hex(id): sizes[id] for _, id in self._unsized if id in sizes})
 
     # directories
 
@@ -275,28 +280,23 @@ class Listing:
 
     def _copied(self, source: Held, outer: _Open) -> Directory:
         """The same from what somebody holds: only stats are other ones."""
-        entries, times, owner, length = self.entries, self._times, self._owner, self._id_length
-        empty = new_hash(length, BLOB, 0).digest()
-        files = source.below(outer.path)
-        has_sizes = source.sizes is not None or source.file_count >= self._large
+        entries, times, length = self.entries, self._times, self._id_length
+        end_of_stat = self._owner + _NO_LENGTH
         under_way = [outer]
         here, prefix = outer, outer.ino.to_bytes(8, "little")
-        for path, mode, size, rest in files:
+        for path, mode, rest in source.below(outer.path):
             end = path.rfind(b"/") + 1
             if path[:end] != here.path:
                 here = self._move_to(under_way, path[:end], source)
                 prefix = here.ino.to_bytes(8, "little")
             name = path[end:]
-            low = low_number(prefix, name)
             if name == b".gitignore" and mode[2] >> 4 == _REGULAR:
                 here.rules = rest[:length]
             if mode == _GITLINK:  # git looks at none of a submodule
                 entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
-            elif has_sizes and (size != _NO_LENGTH or rest.startswith(empty)):
-                entries.append(b"".join((times, low, mode, owner, size, rest)))
-            else:
-                self._unsized.append(_Unsized(len(entries), low, rest[:length]))
-                entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
+                continue
+            self._unsized.append((len(entries), rest[:length]))
+            entries.append(b"".join((times, low_number(prefix, name), mode, end_of_stat, rest)))
         while len(under_way) > 1:
             self._close(under_way)
         return self._closed(outer)
@@ -330,10 +330,13 @@ class Listing:
         )
 
     def _captured_file(self, path: bytes, mode: int, id: bytes, ino: int) -> None:
-        """A file that shows what the base has, and of which the store has to be asked for the size."""
+        """A file that shows what the base has."""
+        status = NO_STAT
         if mode != GITLINK:
-            self._unsized.append(_Unsized(len(self.entries), _low(ino), id))
-        self.entries.append(gitindex.entry(NO_STAT, gitindex.git_mode(mode), id, path))
+            self._unsized.append((len(self.entries), id))
+            place = (self._times, _low(ino), bytes(4), self._owner, _NO_LENGTH)
+            status = b"".join(place)
+        self.entries.append(gitindex.entry(status, gitindex.git_mode(mode), id, path))
 
     # in the loop
 

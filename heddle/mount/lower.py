@@ -9,7 +9,8 @@ from __future__ import annotations
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -182,6 +183,15 @@ class Lower:
             return self.store.sizes(blobs)
         except (KeyError, HeddleError):
             return [self._size_or_none(blob) for blob in blobs]
+
+    @contextmanager
+    def asking_sizes(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
+        """As ``ObjectStore.asking_sizes``; where files may be promised, none is told."""
+        if self.may_be_promised:
+            yield dict
+            return
+        with self.store.asking_sizes(raw_ids) as told:
+            yield told
 
     def keep_sizes(self, sizes: Mapping[ObjectID, int]) -> None:
         """Remember the sizes of files that will be asked for one by one."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from heddle.errors import CorruptObject, StorageError
+from heddle.objects.askgit import asking_git
 from heddle.objects.cache import ContentCache
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TYPE_NAMES, is_id_of, to_hex, to_raw
 from heddle.objects.gitpack import PIECE, Damaged, GitPack, Replaced, make
@@ -36,7 +37,6 @@ _LOOSE_HEADER = 32
 """Bytes of the longest ``type size NUL``."""
 _MANY = 1000
 """Objects whose sizes are worth a git process, which takes as long as so many."""
-_PATIENCE_S = 120
 _SETTLED_NS = 50_000_000
 """A directory whose mtime was older than this when it was listed shows every later change by another mtime."""
 _T = TypeVar("_T")
@@ -212,16 +212,24 @@ class GitObjects:
             lambda alternate: alternate.size(raw_id),
         )
 
-    def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The sizes of objects, by binary id; of very many as stock git knows them. Some may be left out."""
+    @contextmanager
+    def asking_sizes(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
+        """As `ObjectStore.asking_sizes`; of very many objects, stock git is asked."""
         if len(raw_ids) < _MANY:
-            return dict(self._sizes(raw_ids))
+            yield lambda: dict(self._sizes(raw_ids))
+            return
         ids = b"\n".join(map(to_hex, raw_ids)) + b"\n"
-        said = self._ask_git("cat-file", "--batch-check=%(objectsize)", "--buffer", asked=ids)
-        sizes = said.splitlines()
-        if len(sizes) != len(raw_ids):
-            return {}
-        return {id: int(size) for id, size in zip(raw_ids, sizes, strict=True) if size.isdigit()}
+        words = ("cat-file", "--batch-check=%(objectsize)", "--buffer")
+        with asking_git(self.path, self._id_length, *words, asked=ids) as answer:
+
+            def told() -> dict[bytes, int]:
+                sizes = answer().splitlines()
+                if len(sizes) != len(raw_ids):
+                    return {}
+                pairs = zip(raw_ids, sizes, strict=True)
+                return {id: int(size) for id, size in pairs if size.isdigit()}
+
+            yield told
 
     def _sizes(self, raw_ids: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
         find = self._packs.find
@@ -233,33 +241,9 @@ class GitObjects:
 
     def list_tree(self, tree: bytes) -> list[bytes]:
         """All that lies below a tree, as `ObjectStore.list_tree`."""
-        said = self._ask_git("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree.decode())
-        return said.split(b"\0")[:-1]
-
-    def _ask_git(self, *words: str, asked: bytes = b"") -> bytes:
-        """What stock git answers from these objects; nothing where it fails.
-
-        It is asked in a directory of its own: in the repository's it might fetch what a partial clone lacks.
-        """
-        import subprocess
-        import tempfile
-
-        environment = {
-            "PATH": os.pathsep.join(os.get_exec_path()),
-            "GIT_OBJECT_DIRECTORY": str(self.path),
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-        }
-        with tempfile.TemporaryDirectory(prefix="heddle-") as directory:
-            _make_bare(Path(directory), self._id_length)
-            command = ["git", f"--git-dir={directory}", *words]
-            try:
-                done = subprocess.run(
-                    command, input=asked, env=environment, capture_output=True, timeout=_PATIENCE_S
-                )
-            except (OSError, subprocess.TimeoutExpired):
-                return b""
-        return done.stdout if done.returncode == 0 else b""
+        words = ("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree.decode())
+        with asking_git(self.path, self._id_length, *words) as answer:
+            return answer().split(b"\0")[:-1]
 
     def _raw(self, object_id: bytes) -> bytes:
         return to_raw(object_id, self._id_length)
@@ -468,19 +452,6 @@ def _corrupt(path: Path, raw_id: bytes, why: object) -> CorruptObject:
     return CorruptObject(
         f"{path} is damaged at object {raw_id.hex()}: {why}", hint="run `git fsck --full` there"
     )
-
-
-def _make_bare(directory: Path, id_length: int) -> None:
-    """A git repository with nothing in it (gitrepository-layout(5))."""
-    for name in ("objects", "refs"):
-        (directory / name).mkdir()
-    (directory / "HEAD").write_text("ref: refs/heads/none\n")
-    name = next(name for name, length in ID_LENGTHS.items() if length == id_length)
-    version, extension = (
-        ("0", "") if name == "sha1" else ("1", f"[extensions]\nobjectformat={name}\n")
-    )
-    config = f"[core]\nrepositoryformatversion={version}\nbare=true\n{extension}"
-    (directory / "config").write_text(config)
 
 
 def _read_alternates(path: Path) -> list[Path]:

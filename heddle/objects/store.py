@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
         def contains(self, raw_id: bytes) -> bool: ...
         def kind(self, object_id: bytes) -> int: ...
         def size(self, object_id: bytes) -> int: ...
-        def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]: ...
+        def asking_sizes(
+            self, raw_ids: Sequence[bytes]
+        ) -> AbstractContextManager[Callable[[], dict[bytes, int]]]: ...
         def list_tree(self, tree: bytes) -> list[bytes]: ...
         def is_chunked(self, object_id: bytes) -> bool: ...
         def get_raw(self, name: bytes) -> tuple[int, bytes]: ...
@@ -255,25 +257,41 @@ class ObjectStore(_Interface):
     def sizes(self, object_ids: Iterable[bytes]) -> list[int]:
         """The length of each object's content in bytes; raises as ``kind``. For many, far quicker than one by one."""
         raw_ids = [to_raw(object_id, self.id_length) for object_id in object_ids]
-        found = [self._packs.find(raw_id) for raw_id in raw_ids]
-        missing = [raw_id for raw_id, entry in zip(raw_ids, found, strict=True) if entry is None]
-        elsewhere: dict[bytes, int] = {}
-        for alternate in self.alternates if missing else ():
-            left = [raw_id for raw_id in missing if raw_id not in elsewhere]
-            elsewhere.update(alternate.known_sizes(left))
-        return [
-            entry[1].raw_size
-            if entry
-            else elsewhere[raw_id]
-            if raw_id in elsewhere
-            else self.size(raw_id)
-            for raw_id, entry in zip(raw_ids, found, strict=True)
-        ]
+        with self.asking_sizes(raw_ids) as told:
+            known = told()
+        return [known[raw_id] if raw_id in known else self.size(raw_id) for raw_id in raw_ids]
 
-    def known_sizes(self, raw_ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The sizes of those objects that are here, by binary id, without looking at the directory again."""
-        found = {raw_id: self._packs.find(raw_id) for raw_id in raw_ids}
-        return {raw_id: entry[1].raw_size for raw_id, entry in found.items() if entry}
+    @contextmanager
+    def asking_sizes(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
+        """Ask for the sizes of objects, while whoever asks does something else.
+
+        Args:
+            raw_ids: their binary ids.
+
+        Yields:
+            A function that returns the sizes, in bytes, by binary id. Some may be left out: promised ones, and those
+            that came since the directories were looked at.
+        """
+        found: dict[bytes, int] = {}
+        left = []
+        find = self._packs.find
+        for raw_id in raw_ids:
+            place = find(raw_id)
+            if place is None:
+                left.append(raw_id)
+            else:
+                found[raw_id] = place[1].raw_size
+        with ExitStack() as asked:
+            answers = [
+                asked.enter_context(each.asking_sizes(left)) for each in self.alternates if left
+            ]
+
+            def told() -> dict[bytes, int]:
+                for answer in answers:
+                    found.update(answer())
+                return found
+
+            yield told
 
     def list_tree(self, tree: bytes) -> list[bytes]:
         """All that lies below a tree, as stock git lists it where the tree is in git; empty where git can't.

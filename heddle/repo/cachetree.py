@@ -1,8 +1,8 @@
 """Trees that git's index holds whole, so that nobody need read them (gitformat-index(5), "Cache tree").
 
-Owns reading the cache tree and the entries as they are. Git itself makes commits of it; it is believed only in an
-index whose checksum is right. Sizes are those of files in a checkout, which conversions may have changed: good enough
-for another index, where git looks at a file that has another one, and for nothing else.
+Owns reading the cache tree, and what its entries say of objects. Git itself makes commits of it; it is believed only in
+an index whose checksum is right. Sizes are left out: they are those of files in a checkout, which conversions may have
+changed, and git takes a file of another size than its entry's for changed without a look at it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _SHORT = 0x0FFF
 _PARTIAL = (b"link", b"sdir")
 """Extensions of an index that is split, or in which a tree may stand for all below."""
 
-File: TypeAlias = "tuple[bytes, bytes, bytes, bytes]"
-"""Path; mode and size as an entry has them, four bytes each; and all of the entry that is behind its stat."""
+File: TypeAlias = "tuple[bytes, bytes, bytes]"
+"""Path, mode as an entry has it, four bytes, and all of the entry that is behind its stat."""
 
 
 class Whole(NamedTuple):
@@ -74,15 +74,15 @@ def read(index: Path, id_length: int) -> Whole | None:
 def _files(data: bytes, id_length: int, count: int) -> tuple[list[File], int]:
     """The entries of an index of version 2 or 3, and where they end."""
     files: list[File] = []
-    fields = struct.Struct(f">24x4s8x4s{id_length}xH")
+    fields = struct.Struct(f">24x4s12x{id_length}xH")
     at = gitstage.HEADER.size
     while len(files) < count:
-        mode, size, flags = fields.unpack_from(data, at)
+        mode, flags = fields.unpack_from(data, at)
         if flags >= _SHORT:
             return _spelled_out(data, id_length)
         path = at + fields.size
         begin, at = at + gitstage.STAT.size, at + (fields.size + flags + 8 & -8)
-        files.append((data[path : path + flags], mode, size, data[begin:at]))
+        files.append((data[path : path + flags], mode, data[begin:at]))
     return files, at
 
 
@@ -94,7 +94,7 @@ def _spelled_out(data: bytes, id_length: int) -> tuple[list[File], int]:
     for path, begin, at, _, _ in gitstage.each_entry(data, id_length, version):  # noqa: B007
         id_at = begin + gitstage.STAT.size
         rest = gitindex.behind_stat(data[id_at : id_at + id_length], path)
-        files.append((path, data[begin + 24 : begin + 28], data[id_at - 4 : id_at], rest))
+        files.append((path, data[begin + 24 : begin + 28], rest))
     return files, at
 
 

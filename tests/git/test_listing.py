@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from pathlib import Path
 
@@ -156,7 +155,7 @@ def by_an_index(
     """The same where an index holds the tree; git is not asked, the store for none of its directories."""
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "list_tree", None)
-        listing = Listing(overlay.core, overlay.in_loop, index=index, large=0)
+        listing = Listing(overlay.core, overlay.in_loop, index=index)
         root = listing.run(listing.look_at_root(), tree)
     return listing.entries, root
 
@@ -230,7 +229,7 @@ def test_an_index_that_lacks_too_much(
     git("read-tree", "--reset", git("rev-parse", f"{tree.decode()}:sound"))
     overlay = shown(repo, git, many)
     try:
-        listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=0)
+        listing = Listing(overlay.core, overlay.in_loop, index=indexed)
         root = listing.run(listing.look_at_root(), many)
         assert (listing.entries, root) == listed(overlay, many)
         assert len(root.inside) > 200
@@ -280,7 +279,7 @@ def test_an_index_that_is_not_believed(
     else:
         indexed.unlink()
     try:
-        listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=0)
+        listing = Listing(overlay.core, overlay.in_loop, index=indexed)
         root = listing.run(listing.look_at_root(), sound)
         assert (listing.entries, root) == listed(overlay, sound)
     finally:
@@ -290,28 +289,22 @@ def test_an_index_that_is_not_believed(
 def test_sizes_in_an_index_are_those_of_files(
     repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, checkout: Path
 ) -> None:
-    """The sizes of a checkout, which conversions change, get into an index at most, and only into a large one."""
-    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    """Git takes a file of another size than its entry's for changed; that of a checkout may have been converted."""
     git("config", "core.autocrlf", "true")
-    (checkout / "a/1").write_bytes(b"a/1a/1a/1")
-    blob = ObjectID(git("rev-parse", f"{sound.decode()}:a/1").encode())
-    raw = bytearray(indexed.read_bytes())
-    at = raw.index(bytes.fromhex(blob.decode()))
-    raw[at - 4 : at] = (77).to_bytes(4, "big")
-    indexed.write_bytes(raw[:-20] + hashlib.sha1(raw[:-20]).digest())
-    overlay = shown(repo, git, sound)
+    git("config", "core.safecrlf", "false")
+    (checkout / "text").write_text("one\ntwo\n")
+    git("add", "text")
+    whole = ObjectID(git("write-tree").encode())
+    (checkout / "text").unlink()
+    git("checkout", "-q", "--", "text")
+    git("status")
+    assert (checkout / "text").stat().st_size == 10
+    overlay = shown(repo, git, whole)
     try:
-        entries, _ = listed(overlay, sound)
-        for large, size in ((0, 77), (1000, 9)):
-            listing = Listing(overlay.core, overlay.in_loop, index=indexed, large=large)
-            listing.run(listing.look_at_root(), sound)
-            (entry,) = [
-                each
-                for each in listing.entries
-                if bytes.fromhex(blob.decode()) in each and b"a/1" in each
-            ]
-            assert int.from_bytes(entry[36:40], "big") == size
-            assert (listing.entries == entries) == (large == 1000)
-            assert overlay.core.lower.size(blob) == 9
+        listing = Listing(overlay.core, overlay.in_loop, index=indexed)
+        root = listing.run(listing.look_at_root(), whole)
+        assert (listing.entries, root) == listed(overlay, whole)
+        (entry,) = [each for each in listing.entries if each[62:].startswith(b"text\0")]
+        assert int.from_bytes(entry[36:40], "big") == 8
     finally:
         overlay.close()
