@@ -8,15 +8,13 @@ fails there is none.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 from heddle.objects.gitformat import ID_LENGTHS
-
-if TYPE_CHECKING:
-    import subprocess
 
 _PATIENCE_S = 120
 
@@ -36,25 +34,18 @@ def asking_git(
     Yields:
         A function that returns what git printed; nothing where it failed.
     """
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="heddle-") as directory:
-        place = Path(directory)
-        answer = place / "answer"
-        process = _begin(objects, id_length, place, words, asked)
-        try:
-            yield lambda: answer.read_bytes() if _succeeds(process) else b""
-        finally:
-            if process is not None:
-                process.kill()
-                process.wait()
+    process: subprocess.Popen[bytes] | None = None
+    with ExitStack() as kept:
+        with suppress(OSError):
+            place = Path(kept.enter_context(TemporaryDirectory(prefix="heddle-")))
+            process = _begin(objects, id_length, place, words, asked)
+            kept.callback(_end, process)
+        yield lambda: (place / "answer").read_bytes() if _succeeds(process) else b""
 
 
 def _begin(
     objects: Path, id_length: int, place: Path, words: tuple[str, ...], asked: bytes
-) -> subprocess.Popen[bytes] | None:
-    import subprocess
-
+) -> subprocess.Popen[bytes]:
     environment = {
         "PATH": os.pathsep.join(os.get_exec_path()),
         "GIT_OBJECT_DIRECTORY": str(objects),
@@ -64,19 +55,21 @@ def _begin(
     _make_bare(place, id_length)
     (place / "asked").write_bytes(asked)
     command = ["git", f"--git-dir={place}", *words]
-    with suppress(OSError), open(place / "asked", "rb") as said, open(place / "answer", "wb") as to:
+    with open(place / "asked", "rb") as said, open(place / "answer", "wb") as to:
         return subprocess.Popen(
             command, stdin=said, stdout=to, stderr=subprocess.DEVNULL, env=environment
         )
-    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _succeeds(process: subprocess.Popen[bytes] | None) -> bool:
-    from subprocess import TimeoutExpired
-
     try:
         return process is not None and process.wait(_PATIENCE_S) == 0
-    except TimeoutExpired:
+    except subprocess.TimeoutExpired:
         return False
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from heddle.errors import CorruptObject, StorageError
-from heddle.objects.askgit import asking_git
 from heddle.objects.cache import ContentCache
 from heddle.objects.gitformat import BLOB, ID_LENGTHS, TYPE_NAMES, is_id_of, to_hex, to_raw
 from heddle.objects.gitpack import PIECE, Damaged, GitPack, Replaced, make
@@ -220,6 +219,8 @@ class GitObjects:
             return
         ids = b"\n".join(map(to_hex, raw_ids)) + b"\n"
         words = ("cat-file", "--batch-check=%(objectsize)", "--buffer")
+        from heddle.objects.askgit import asking_git  # and subprocess with it
+
         with asking_git(self.path, self._id_length, *words, asked=ids) as answer:
 
             def told() -> dict[bytes, int]:
@@ -242,6 +243,8 @@ class GitObjects:
     def list_tree(self, tree: bytes) -> list[bytes]:
         """All that lies below a tree, as `ObjectStore.list_tree`."""
         words = ("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree.decode())
+        from heddle.objects.askgit import asking_git
+
         with asking_git(self.path, self._id_length, *words) as answer:
             return answer().split(b"\0")[:-1]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -352,3 +355,31 @@ def check_damaged(store: ObjectStore, expected: dict[bytes, tuple[int, bytes]]) 
             else:
                 assert read != store.get_raw or right == got
     return failures
+
+
+def test_sizes_of_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock git is asked for the sizes of very many objects; where it can't be, they come one by one."""
+    run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    run(["git", "init", "-q"])
+    contents = [b"%d" % number * (number % 9) for number in range(1200)]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}").write_bytes(content)
+    run(["git", "add", "."])
+    ids = [line.split()[1] for line in run(["git", "ls-files", "-s"]).stdout.splitlines()]
+    names = [line.split("\t")[1] for line in run(["git", "ls-files", "-s"]).stdout.splitlines()]
+    expected = [len(contents[int(name)]) for name in names]
+    raw_ids = [bytes.fromhex(each) for each in ids]
+
+    def sizes() -> list[int]:
+        store = ObjectStore.create(tmp_path / os.urandom(4).hex())
+        store.add_alternate(tmp_path / ".git/objects")
+        with store.asking_sizes([*raw_ids, bytes(20)]) as told:
+            told()
+        return store.sizes(raw_ids)
+
+    assert sizes() == expected
+    for name, value in (("PATH", "/nowhere"), ("TMPDIR", "/proc")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            patch.setattr(tempfile, "tempdir", None)
+            assert sizes() == expected
