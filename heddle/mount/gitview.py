@@ -26,6 +26,7 @@ from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
 from heddle.repo import gitindex, keptindex, linked
 from heddle.repo.gitindex import Listed
+from heddle.repo.statcache import collector_paused
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -271,9 +272,9 @@ class GitView:
         name = keptindex.name_of(tree, core.time_ns, core.uid, core.gid, core.lower.object_format)
         if is_fresh and (listed := keptindex.load(place, name)) is not None:
             return listed, look.status if look.settled else None
-        with any_depth():
+        with any_depth(), collector_paused():
             root = listing.run(look, tree)
-        listed = gitindex.collect(listing.entries, root)
+            listed = gitindex.collect(listing.entries, root)
         if is_fresh and listing.knew_all and self._is_large(listed):
             keptindex.save(place, name, listed)
         return listed, root.status
