@@ -24,6 +24,7 @@ from heddle.mount.snapshot import found
 from heddle.mount.view import low_number, lower_number
 from heddle.objects.gitformat import to_hex
 from heddle.repo import gitindex
+from heddle.repo.cachetree import File
 from heddle.repo.gitindex import NO_STAT, Directory
 
 if TYPE_CHECKING:
@@ -127,14 +128,13 @@ class Listing:
     def run(self, look: Look, tree: ObjectID | None) -> Directory:
         """List it; returns its root."""
         self._base = tree
+        files: list[File] = []
         if self._index is not None:
             self._held = held.by_index(self._index, self._id_length)
-        if self._held is None:
-            root = self._seen(b"", b"", look, tree)
-            self._fill_in({})
-            return root
-        self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
-        ids = [rest[: self._id_length] for _, mode, rest in self._held.files if mode != _GITLINK]
+        if self._held is not None:
+            self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
+            files = self._held.files
+        ids = [rest[: self._id_length] for _, mode, rest in files if mode != _GITLINK]
         with self._lower.asking_sizes(ids) as told:
             root = self._seen(b"", b"", look, tree)
             self._fill_in(told())

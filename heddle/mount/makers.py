@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from heddle.attribution import Agent, agent_of
-from heddle.mount.fsmonitor import command_of
+from heddle.mount.fsmonitor import command_of, words_of
 from heddle.mount.process import ProcessIdentity
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def _makes_a_commit(message: bytes) -> bool:
 
 
 def _words(pid: int, what: str) -> list[str]:
-    """A process's ``environ`` or ``cmdline``, as far as we may see it (proc(5))."""
+    """As ``words_of``, as far as we may see it."""
     try:
-        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/{what}").read_bytes().split(b"\0")]
+        return words_of(pid, what)
     except OSError:
         return []

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from heddle.mount.journal import Journal
 
-_PINNED_MODE = stat.S_IFREG | 0o444
 _LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
 _PROVISIONAL_INO = 1 << 63
 _OPEN_DIRECTORIES = 256  # descriptors kept for upper directories, where the process may have many
@@ -135,12 +134,10 @@ class View:
         Returns:
             Whether it is shown: a real file of that name in the upper stands in its place.
         """
-        if self.child(self.root, name) is not None:
-            return False
-        ino = self._lower_ino(self.root.ino, name)
-        self._pin(PinnedFile(ino, self.root, name, _PINNED_MODE, opened), content)
-        self.pinned = name
-        return True
+        is_shown = self._pin(PinnedFile, name, content, opened)
+        if is_shown:
+            self.pinned = name
+        return is_shown
 
     def pin_answer(self, name: bytes, answer: Callable[[int], bytes]) -> bool:
         """Have a file in the root that no listing shows, and that says something else to everyone who opens it.
@@ -152,17 +149,20 @@ class View:
         Returns:
             Whether there is: the view may have a file of that name.
         """
+        return self._pin(AnsweringFile, name, b"", answer)
+
+    def _pin(
+        self, kind: type[PinnedFile], name: bytes, content: bytes, opened: Callable[[int], Any]
+    ) -> bool:
         if self.child(self.root, name) is not None:
             return False
-        ino = self._lower_ino(self.root.ino, name)
-        self._pin(AnsweringFile(ino, self.root, name, _PINNED_MODE, answer), b"")
-        return True
-
-    def _pin(self, node: PinnedFile, content: bytes) -> None:
         blob: Any = hashlib.sha1(b"pinned\0" + content).hexdigest().encode()
         self.lower.pin(blob, content)
+        ino = self._lower_ino(self.root.ino, name)
+        node = kind(ino, self.root, name, stat.S_IFREG | 0o444, opened)
         node.blob, node.size, node.lookups = blob, len(content), 1
-        self._add(node, self.root, node.name)
+        self._add(node, self.root, name)
+        return True
 
     def close(self) -> None:
         """Give all descriptors back; the view must not be used any more."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from heddle.errors import StorageError
 from heddle.objects.output import processors
@@ -78,8 +79,6 @@ class _Worker:
 
     def next_result(self) -> Any:
         """What the next task returned; raises what it raised."""
-        import pickle
-
         try:
             error, result = pickle.load(self._results)
         except (EOFError, pickle.UnpicklingError):
@@ -101,29 +100,22 @@ class _Worker:
 
 def _work(tasks: Sequence[Callable[[], Any]], writer: int) -> NoReturn:
     """In the other process: do the tasks, and end without a word; whoever waits for results is told what went wrong."""
-    import pickle
-
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the command ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with os.fdopen(writer, "wb") as results:
-            _write_results(tasks, results, pickle.dump)
+            for task in tasks:
+                pickle.dump(_outcome(task), results)
+                results.flush()
         status = 0
     finally:
         os._exit(status)
 
 
-def _write_results(
-    tasks: Sequence[Callable[[], Any]],
-    file: IO[bytes],
-    dump: Callable[[tuple[Exception | None, Any], IO[bytes]], None],
-) -> None:
-    for task in tasks:
-        answer: tuple[Exception | None, Any]
-        try:
-            answer = None, task()
-        except Exception as error:
-            answer = error, error.__cause__
-        dump(answer, file)
-        file.flush()
+def _outcome(task: Callable[[], Any]) -> tuple[Exception | None, Any]:
+    """What a task raises, and what caused that, or None and what it returns."""
+    try:
+        return None, task()
+    except Exception as error:
+        return error, error.__cause__
