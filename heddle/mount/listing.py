@@ -74,11 +74,12 @@ class _Shown(NamedTuple):
 class _Open:
     """A directory that shows a tree as it is, while what is in it is listed."""
 
-    __slots__ = ("first", "ino", "inside", "name", "path", "rules", "tree")
+    __slots__ = ("first", "ino", "inside", "modules", "name", "path", "rules", "tree")
 
     def __init__(self, path: bytes, name: bytes, tree: bytes | None, ino: int, first: int) -> None:
         self.path, self.name, self.tree, self.ino, self.first = path, name, tree, ino, first
         self.inside: list[Directory] = []
+        self.modules = 0
         self.rules: bytes | None = None
 
 
@@ -118,6 +119,7 @@ class Listing:
         self._times, self._owner = usual[:20], usual[28:36]
         self._now_ns = time.time_ns()
         self._unsized: list[tuple[int, bytes]] = []  # which entry has to get the size of which blob
+        self._counts: dict[ObjectID, int] = {}  # of the directories in each
         self.entries: list[bytes] = []
         self.knew_all = True
 
@@ -138,6 +140,7 @@ class Listing:
         with self._lower.asking_sizes(ids) as told:
             root = self._seen(b"", b"", look, tree)
             self._fill_in(told())
+        self._lower.keep_counts(self._counts)
         return root
 
     def _fill_in(self, sizes: dict[bytes, int]) -> None:
@@ -264,6 +267,7 @@ class Listing:
                 continue
             if each == b".gitignore" and stat.S_ISREG(mode):
                 one.rules = unhexlify(id)
+            one.modules += mode == GITLINK
             self._captured_file(path + each, mode, unhexlify(id), number)
         return self._closed(one)
 
@@ -293,6 +297,7 @@ class Listing:
             if name == b".gitignore" and mode[2] >> 4 == _REGULAR:
                 here.rules = rest[:length]
             if mode == _GITLINK:  # git looks at none of a submodule
+                here.modules += 1
                 entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
                 continue
             self._unsized.append((len(entries), rest[:length]))
@@ -319,6 +324,8 @@ class Listing:
         under_way[-1].inside.append(self._closed(one))
 
     def _closed(self, one: _Open) -> Directory:
+        if one.tree is not None:
+            self._counts[to_hex(one.tree)] = len(one.inside) + one.modules
         place = (self._times, _low(one.ino), bytes(4), self._owner, _DIRECTORY_LENGTH)
         return Directory(
             name=one.name,

@@ -136,6 +136,10 @@ class Lower:
             self._subdirectories[tree] = found
         return found
 
+    def keep_counts(self, counts: Mapping[ObjectID, int]) -> None:
+        """Remember what `subdirectories` will be asked for."""
+        self._subdirectories.update(islice(counts.items(), _COUNTS_KEPT))
+
     def size(self, blob: ObjectID) -> int:
         """Bytes of a file's content, from the index alone."""
         found = self._sizes.get(blob)

@@ -509,8 +509,10 @@ class _Session:
             }
         )
         nursery.start_soon(self._write_row)
-        if self._is_restart:
-            self._start_counting()
+        if self._git is not None:
+            _in_background(self._list_ahead)
+        if self._is_restart and not _in_background(self._count):
+            self._counted.set()
         _note(f"serving {self._request.spec} at {self._mountpoint}")
 
     async def _write_row(self) -> None:
@@ -526,12 +528,10 @@ class _Session:
         except (MemoryError, RuntimeError) as error:  # no memory, or none for a thread
             _warn(f"the mount is not in the database: {error}")
 
-    def _start_counting(self) -> None:
-        try:
-            threading.Thread(target=self._count, daemon=True).start()
-        except RuntimeError as error:  # no memory for a thread
-            _warn(f"what was recovered is not counted: {error}")
-            self._counted.set()
+    def _list_ahead(self) -> None:
+        assert self._git is not None
+        with self._capturing:  # the end waits for it, as for the next
+            self._git.list_ahead()
 
     def _count(self) -> None:
         """What was recovered, for whoever asks; after a restart nobody waits for it, and the mount need not."""
@@ -817,6 +817,16 @@ def _why_refused(error: BaseException, record: SessionRecord) -> BaseException:
 
 def _text(object_id: bytes | None) -> str | None:
     return None if object_id is None else object_id.decode("ascii")
+
+
+def _in_background(function: Callable[[], None]) -> bool:
+    """Run something that nobody waits for; whether it could be begun."""
+    try:
+        threading.Thread(target=function, daemon=True).start()
+    except RuntimeError as error:  # no memory for a thread
+        _warn(f"{function.__name__}: {error}")
+        return False
+    return True
 
 
 def _note(line: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,13 @@ from dulwich.objects import ObjectID
 import heddle
 from heddle import api
 from heddle.errors import CorruptObject
+from heddle.mount import gitview
+from heddle.mount.gitview import GitView
 from heddle.mount.listing import Listing
 from heddle.mount.lower import Lower
+from heddle.mount.nodes import PinnedFile
 from heddle.mount.overlay import Overlay
+from heddle.mount.shell import Caller
 from heddle.objects.store import ObjectStore
 from heddle.repo.gitindex import Directory
 from heddle.repo.names import overlay_dir
@@ -237,6 +243,32 @@ def test_an_index_that_lacks_too_much(
         overlay.close()
 
 
+@pytest.mark.parametrize("by", [by_the_store, by_an_index])
+def test_directories_are_counted(
+    repo: api.Repository,
+    git: Git,
+    tree: ObjectID,
+    indexed: Path,
+    by: Callable[..., Listed],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A directory's link count, which every listing of what it is in shows, needs no look into it any more."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    overlay = shown(repo, git, sound)
+    lower = overlay.core.lower
+    try:
+        by(overlay, sound, *([indexed] if by is by_an_index else []), monkeypatch)
+        ids = [
+            sound,
+            *(git("rev-parse", f"{sound.decode()}:{one}").encode() for one in ("a", "a0")),
+        ]
+        before = lower.trees_decoded
+        assert [lower.subdirectories(ObjectID(id)) for id in ids] == [5, 1, 1]  # a/module is one
+        assert lower.trees_decoded == before
+    finally:
+        overlay.close()
+
+
 @pytest.mark.parametrize(
     "spoil",
     ["checksum", "no checksum", "short", "split", "added", "conflict", "no cache tree", "absent"],
@@ -308,3 +340,76 @@ def test_sizes_in_an_index_are_those_of_files(
         assert int.from_bytes(entry[36:40], "big") == 8
     finally:
         overlay.close()
+
+
+@pytest.fixture
+def view(repo: api.Repository, git: Git, tree: ObjectID, indexed: Path) -> Iterator[GitView]:
+    """Git in a mount to be, in this process, of the tree that the index holds."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    overlay = shown(repo, git, sound)
+    found = GitView.begin(overlay, "session", repo.path / "nowhere", "work", agent={})
+    assert found is not None
+    yield found
+    found.end()
+    overlay.close()
+
+
+def use_git(view: GitView) -> bytes:
+    """Have it be used; returns the index that it is given."""
+    pinned = view._overlay.core.child(view._overlay.core.root, b".git")
+    assert isinstance(pinned, PinnedFile)
+    pinned.opened(os.getpid())
+    return (view.linked.git.path / "index").read_bytes()
+
+
+def test_what_git_will_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was listed ahead is not listed again when git is used, and is not kept in memory after that."""
+    view.list_ahead()
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", None)
+        ahead = use_git(view)
+    (view.linked.git.path / "index").unlink()
+    assert view._ahead is None
+    assert use_git(view) == ahead
+
+
+def test_what_git_did_not_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree that seems large, and one of which nobody knows it, is not listed before git is used."""
+    index = view.linked.git.common / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", None)
+        patch.setattr(gitview, "_LISTED_AHEAD", len(FILES))
+        view.list_ahead()
+        index.rename(index.with_name("away"))
+        view.list_ahead()
+    index.with_name("away").rename(index)
+    assert use_git(view)
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", None)
+        view.list_ahead()  # there is an index
+
+
+def test_what_changed_since_it_was_listed(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was listed ahead nothing is used when something was changed meanwhile."""
+    runs = []
+    run = Listing.run
+    monkeypatch.setattr(Listing, "run", lambda *given: runs.append(given) or run(*given))
+    view.list_ahead()
+    assert len(runs) == 1
+
+    core = view._overlay.core
+    core.release(core.create_file(core.root.ino, b"new", 0o100644, Caller(0, 0)).ino)
+    use_git(view)
+    assert len(runs) > 1
+
+
+def test_nothing_can_be_listed(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that can't be read costs what was to be ready, and nothing else."""
+
+    def fail(*_: object) -> None:
+        raise CorruptObject("damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", fail)
+        view.list_ahead()
+    assert use_git(view)
