@@ -6,7 +6,7 @@ The conversation is ``transport.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +14,7 @@ from heddle.errors import DataError, HeddleError
 from heddle.git import remotes
 from heddle.git.branches import Diverged, is_ancestor, reflog_identity
 from heddle.git.export import RefChange
-from heddle.git.pack import pack_pieces
+from heddle.git.packing import packed
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
 from heddle.git.sending import Refs, Request, send, to_send
@@ -128,9 +128,9 @@ def _push_to(
         changes[:] = _to_push(repo, wanted, there, force)
         return changes
 
-    def pack(there: Refs, changes: list[RefChange]) -> Iterable[bytes]:
-        ids = to_send(repo, there.values(), [each.new for each in changes])
-        return pack_pieces(repo.store, ids, progress)
+    def pack(there: Refs, changes: list[RefChange], offered: Set[bytes]) -> Iterable[bytes]:
+        sending = to_send(repo, there.values(), [each.new for each in changes])
+        return packed(repo, sending, offered, progress)
 
     request = Request(name, repo.object_format, choose, pack, hear)
     result = talk(

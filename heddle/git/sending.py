@@ -7,14 +7,15 @@ whole. What may move is ``pushing.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from heddle.errors import DataError, ObjectMissing
-from heddle.git.pack import missing_objects, objects_below, peeled
+from heddle.git.pack import missing_with_paths, objects_below, peeled
+from heddle.git.packing import Sending
 from heddle.git.transport import require_format
 from heddle.objects.gitformat import to_raw
 from heddle.repo import log
@@ -40,14 +41,14 @@ class Request:
         name: of the remote, for errors.
         format_name: of the ids, ``sha1`` or ``sha256``.
         choose: what is to move, given all refs of the server's; none: nothing is asked.
-        pack: a pack of what these changes need, in pieces, given all refs of the server's.
+        pack: a pack of what these changes need, in pieces, given all refs of the server's and what it can.
         hear: called with what the server says beside its answer.
     """
 
     name: str
     format_name: str
     choose: Callable[[Refs], list[RefChange]]
-    pack: Callable[[Refs, list[RefChange]], Iterable[bytes]]
+    pack: Callable[[Refs, list[RefChange], Set[bytes]], Iterable[bytes]]
     hear: Callable[[bytes], None]
 
 
@@ -135,6 +136,7 @@ class _Asked:
 
         self._client = client
         self._request = request
+        self._offered = offered
         self._refs: Refs = {ref: id for ref, id in refs.items() if ref != _NOBODY}
         found = extract_object_format_from_capabilities(offered) or "sha1"
         require_format(request.name, found, request.format_name)
@@ -156,7 +158,9 @@ class _Asked:
             head.append(pkt_line(b"%b %b %b" % (change.old or none, change.new, ref) + agreed))
             agreed = b""
         head.append(pkt_line(None))
-        return chain(head, self._request.pack(self._refs, self.changes) if self.changes else ())
+        if not self.changes:
+            return iter(head)
+        return chain(head, self._request.pack(self._refs, self.changes, self._offered))
 
     def answer(self, protocol: Any) -> dict[bytes, str | None]:
         """What the server says came of it; returns as `send`."""
@@ -168,8 +172,8 @@ class _Asked:
         return dict(status or {})
 
 
-def to_send(repo: Repository, there: Iterable[bytes], wanted: Sequence[bytes]) -> list[bytes]:
-    """What a server lacks of some objects (hex ids) and all below them, as binary ids; of a lazy clone, brought here.
+def to_send(repo: Repository, there: Iterable[bytes], wanted: Sequence[bytes]) -> Sending:
+    """What a server lacks of some objects (hex ids) and all below them; of a lazy clone, brought here.
 
     Args:
         there: what its refs are at; what is not here is passed over.
@@ -184,9 +188,9 @@ def to_send(repo: Repository, there: Iterable[bytes], wanted: Sequence[bytes]) -
     has = {to_raw(id, store.id_length) for id in known}
     if new:
         has.update(objects_below(store, {repo.state(id).tree for id in begins}))
-    ids = missing_objects(store, wanted, has.__contains__, repo.shallow)
+    ids, paths = missing_with_paths(store, wanted, has.__contains__, repo.shallow)
     store.fetch(ids)  # in one request
-    return ids
+    return Sending(ids, paths, begins)
 
 
 def _states(repo: Repository, ids: Iterable[bytes]) -> set[ObjectID]:

@@ -46,13 +46,8 @@ def asking_git(
 def _begin(
     objects: Path, id_length: int, place: Path, words: tuple[str, ...], asked: bytes
 ) -> subprocess.Popen[bytes]:
-    environment = {
-        "PATH": os.pathsep.join(os.get_exec_path()),
-        "GIT_OBJECT_DIRECTORY": str(objects),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    _make_bare(place, id_length)
+    environment = bare_environment() | {"GIT_OBJECT_DIRECTORY": str(objects)}
+    make_bare(place, id_length)
     (place / "asked").write_bytes(asked)
     command = ["git", f"--git-dir={place}", *words]
     with open(place / "asked", "rb") as said, open(place / "answer", "wb") as to:
@@ -73,10 +68,26 @@ def _succeeds(process: subprocess.Popen[bytes] | None) -> bool:
         return False
 
 
-def _make_bare(directory: Path, id_length: int) -> None:
-    """A git repository with nothing in it (gitrepository-layout(5))."""
-    for name in ("objects", "refs"):
-        (directory / name).mkdir()
+def bare_environment() -> dict[str, str]:
+    """The environment of a git that no setting of anybody's reaches."""
+    return {
+        "PATH": os.pathsep.join(os.get_exec_path()),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+
+
+def make_bare(directory: Path, id_length: int, alternate: Path | None = None) -> None:
+    """Make a git repository with nothing in it (gitrepository-layout(5)).
+
+    Args:
+        id_length: bytes of an id in it.
+        alternate: an object directory that it reads.
+    """
+    for name in ("objects/info", "refs"):
+        (directory / name).mkdir(parents=True)
+    if alternate is not None:
+        (directory / "objects/info/alternates").write_bytes(os.fsencode(alternate) + b"\n")
     (directory / "HEAD").write_text("ref: refs/heads/none\n")
     name = next(name for name, length in ID_LENGTHS.items() if length == id_length)
     version, extension = (

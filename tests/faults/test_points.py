@@ -142,7 +142,7 @@ WITHOUT_POINT = {
     "objects.close": NEVER_SEEN,
     "objects.__init__": NEVER_SEEN,
     "objects.remove_abandoned": NEVER_SEEN,
-    "objects._make_bare": NOT_KEPT,
+    "objects.make_bare": NOT_KEPT,
     "mount._link_programs": SCRATCH,
     "repo.__exit__": SCRATCH,
     "repo._lend": SCRATCH,

@@ -15,7 +15,7 @@ from dulwich.objects import ObjectID
 import heddle
 from heddle import api
 from heddle.git.haves import IN_VAIN, Haves
-from heddle.git.pack import pack_pieces
+from heddle.git.packing import packed
 from heddle.git.sending import to_send
 from heddle.repo import log
 
@@ -72,7 +72,7 @@ def test_what_is_sent_is_what_is_missing(repo: api.Repository, history: Path) ->
         random.seed(number)
         there, wanted = random.sample(tips, random.randrange(6)), random.sample(tips, 2)
         missing = _below(history, wanted) - _below(history, there)
-        found = [each.hex().encode() for each in to_send(repo, there, wanted)]
+        found = [each.hex().encode() for each in to_send(repo, there, wanted).ids]
 
         assert len(set(found)) == len(found)
         assert missing <= set(found) <= _below(history, wanted)
@@ -92,7 +92,7 @@ def test_one_new_state_costs_no_walk(
     step = log._Sides.step
     monkeypatch.setattr(log._Sides, "step", lambda self: reached.append(1) or step(self))
 
-    assert to_send(repo, [tip.encode()], [new]) == [bytes.fromhex(new.decode())]
+    assert to_send(repo, [tip.encode()], [new]).ids == [bytes.fromhex(new.decode())]
     assert len(reached) < 3
 
 
@@ -121,11 +121,11 @@ def test_what_the_server_has_is_not_told_again(repo: api.Repository, history: Pa
 
 
 def test_a_large_object_is_sent_in_pieces(tmp_path: Path, nothing_left: None) -> None:
-    """A pack that is sent is one to git, and no piece of it is as long as a large blob in it."""
+    """A pack that is sent is one to git, and no piece of it is as long as a large blob in it, whoever makes it."""
     repo = heddle.init(tmp_path)
     (tmp_path / "large").write_bytes(os.urandom(20 << 20))
     state = repo.capture(message="Large").state.id
-    pieces = list(pack_pieces(repo.store, to_send(repo, [], [state])))
+    pieces = list(packed(repo, to_send(repo, [], [state]), set()))
     run_git(tmp_path, "init", "-q", "--bare", "other.git")
     index = ["git", "-C", str(tmp_path / "other.git"), "index-pack", "--stdin", "--strict"]
     subprocess.run(index, input=b"".join(pieces), check=True, capture_output=True)
