@@ -1,7 +1,7 @@
 """Heddle on a git repository with a long history, timed against git itself.
 
 Owns the rows about existing repositories: ``init`` and the first commands on one, a directory for one of its
-branches, a clone of it, a lazy one too. The history is one that is given, or one that is made up.
+branches, a clone of it, a lazy one too, a push of all of it. The history is one that is given, or one that is made up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure(bench: Bench, chosen: Path | None) -> None:
         name = chosen.resolve().name
     commits = int(bench.run("git", "-C", source, "rev-list", "--count", "HEAD"))
     rows = _Rows(bench, source, f"on git: {name}, {commits:,} commits")
-    for each in (rows.first_commands, rows.directory, rows.clone, rows.lazy_clone):
+    for each in (rows.first_commands, rows.directory, rows.clone, rows.lazy_clone, rows.push):
         bench.say(f"{rows.section}: {each.__name__.replace('_', ' ')}")
         each()
 
@@ -207,6 +207,31 @@ class _Rows:
         peer = "git clone --filter=blob:none"
         count = self.bench.repetitions(3)
         self._add("clone --lazy + read 3 files", in_turns(count, {"heddle": ours, peer: theirs}))
+
+    def push(self) -> None:
+        """``push`` of the branch to an empty repository against git's: the time, and what arrives there."""
+        place = self.bench.work / "pushed.git"
+        sizes: dict[str, float] = {}
+
+        def of(name: str, run: Callable[..., str]) -> Callable[[int], float]:
+            def work(_: int) -> float:
+                self.bench.run("git", "init", "-q", "--bare", place)
+                seconds = stopwatch(lambda: run("push", "pushed"))
+                sizes[name] = bytes_below(place / "objects")
+                shutil.rmtree(place)
+                return seconds
+
+            return work
+
+        self.git.run("remote", "add", "pushed", place)
+        self.git.run("config", "push.default", "current")
+        peer = "git push"
+        contenders = {"heddle": of("heddle", self.heddle.run), peer: of(peer, self.git.run)}
+        self._add("push all of it", in_turns(self.bench.repetitions(3), contenders))
+        there = {peer: sizes[peer]}
+        self.bench.add(
+            Row(self.section, "disk over there", "", "bytes", sizes["heddle"], there, {peer: 1.2})
+        )
 
     def _read(self, root: Path) -> None:
         for path in self.three:
