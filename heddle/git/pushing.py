@@ -17,7 +17,7 @@ from heddle.git.export import RefChange
 from heddle.git.packing import packed
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
-from heddle.git.sending import Refs, Request, send, to_send
+from heddle.git.sending import Refs, Request, send
 from heddle.git.transport import is_progress, shown, sideband, talk
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def _push_to(
         return changes
 
     def pack(there: Refs, changes: list[RefChange], offered: Set[bytes]) -> Iterable[bytes]:
-        sending = to_send(repo, there.values(), [each.new for each in changes])
-        return packed(repo, sending, offered, progress)
+        return packed(repo, there.values(), [each.new for each in changes], offered, progress)
 
     request = Request(name, repo.object_format, choose, pack, hear)
     result = talk(

@@ -7,24 +7,19 @@ whole. What may move is ``pushing.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from heddle.errors import DataError, ObjectMissing
-from heddle.git.pack import missing_with_paths, objects_below, peeled
-from heddle.git.packing import Sending
+from heddle.errors import DataError
 from heddle.git.transport import require_format
-from heddle.objects.gitformat import to_raw
-from heddle.repo import log
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.git.export import RefChange
-    from heddle.repo.repository import Repository
 
 _CAPABILITIES = (b"report-status", b"side-band-64k", b"quiet")
 _NOBODY = b"capabilities^{}"
@@ -170,33 +165,3 @@ class _Asked:
             self._client._report_status_parser = ReportStatusParser()
         status = self._client._handle_receive_pack_tail(protocol, self._agreed, self._request.hear)
         return dict(status or {})
-
-
-def to_send(repo: Repository, there: Iterable[bytes], wanted: Sequence[bytes]) -> Sending:
-    """What a server lacks of some objects (hex ids) and all below them; of a lazy clone, brought here.
-
-    Args:
-        there: what its refs are at; what is not here is passed over.
-
-    Raises:
-        ObjectMissing: something is not here.
-    """
-    store = repo.store
-    known = {id for id in there if id in store}
-    new, begins = log.beyond(repo, _states(repo, known), _states(repo, wanted))
-    known |= begins
-    has = {to_raw(id, store.id_length) for id in known}
-    if new:
-        has.update(objects_below(store, {repo.state(id).tree for id in begins}))
-    ids, paths = missing_with_paths(store, wanted, has.__contains__, repo.shallow)
-    store.fetch(ids)  # in one request
-    return Sending(ids, paths, begins)
-
-
-def _states(repo: Repository, ids: Iterable[bytes]) -> set[ObjectID]:
-    """What ids lead to, through annotated tags, where that is a state that is here."""
-    found = set()
-    for id in ids:
-        with suppress(ObjectMissing):
-            found.add(peeled(repo.store, id))
-    return {id for id in found if repo.is_state(id)}  # type: ignore[misc, arg-type]

@@ -18,9 +18,8 @@ from heddle.errors import StorageError
 from heddle.git import packing, remotes
 from heddle.git.cloning import clone
 from heddle.git.pack import pack_pieces
-from heddle.git.packing import packed
+from heddle.git.packing import packed, to_send
 from heddle.git.pushing import push
-from heddle.git.sending import to_send
 
 from .conftest import Git, commit_file, refs, run_git
 from .servers import bare_copy
@@ -45,12 +44,12 @@ def commit_edits(path: Path, count: int) -> list[ObjectID]:
 
 def sizes(repo: api.Repository, there: list[ObjectID], offered: set[bytes]) -> tuple[int, int]:
     """The bytes of what is sent of ``main``, and of the same without deltas."""
-    sending = to_send(repo, there, [ObjectID(tip(repo))])
-    made = sum(map(len, packed(repo, sending, offered)))
-    return made, sum(map(len, pack_pieces(repo.store, sending.ids)))
+    made = sum(map(len, packed(repo, there, [tip(repo)], offered)))
+    whole = pack_pieces(repo.store, to_send(repo, there, [tip(repo)]).ids)
+    return made, sum(map(len, whole))
 
 
-def tip(repo: api.Repository) -> bytes:
+def tip(repo: api.Repository) -> ObjectID:
     state = repo.threads.get("main").state
     assert state is not None
     return state
@@ -99,19 +98,28 @@ def test_an_edit_is_sent_as_one(edited: tuple[api.Repository, list[ObjectID]]) -
     assert made < 1000 < 15_000 < whole
 
 
+def test_git_finds_out_what_is_missing(
+    edited: tuple[api.Repository, list[ObjectID]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git has what is to be sent, nobody here walks through the history."""
+    repo, commits = edited
+    monkeypatch.setattr(packing, "to_send", None)
+
+    assert sum(map(len, packed(repo, [commits[3]], [tip(repo)], OFFERED))) < 30_000
+
+
 def test_a_pack_that_stands_alone(
     edited: tuple[api.Repository, list[ObjectID]], tmp_path: Path
 ) -> None:
     """A server that takes no thin packs gets one that is whole by itself; each object of it is there after that."""
     repo, commits = edited
     sending = to_send(repo, [commits[-3]], [commits[-1]])
-    found = taken(empty(tmp_path), packed(repo, sending, OFFERED | {b"no-thin"}))
+    offered = OFFERED | {b"no-thin"}
+    found = taken(empty(tmp_path), packed(repo, [commits[-3]], [commits[-1]], offered))
 
     assert found == {id.hex() for id in sending.ids}
     with pytest.raises(subprocess.CalledProcessError):  # one that is thin is not
-        taken(
-            tmp_path / "empty.git", packed(repo, to_send(repo, [commits[0]], [commits[1]]), set())
-        )
+        taken(tmp_path / "empty.git", packed(repo, [commits[0]], [commits[1]], set()))
 
 
 def test_a_history_is_sent_with_deltas(
@@ -124,7 +132,7 @@ def test_a_history_is_sent_with_deltas(
     for repo in (edited[0], standing_alone):
         made, whole = sizes(repo, [], OFFERED)
         assert made < whole / 8
-    taken(empty(tmp_path), packed(repo, to_send(repo, [], [edited[1][-1]]), set()))
+    taken(empty(tmp_path), packed(repo, [], [edited[1][-1]], set()))
 
     run_git(tmp_path / "empty.git", "update-ref", "refs/heads/main", edited[1][-1].decode())
     assert run_git(tmp_path / "empty.git", "fsck", "--strict") == ""
@@ -163,9 +171,8 @@ def test_a_few_objects_are_not_worth_it(
     monkeypatch.setattr(packing, "TemporaryDirectory", None)
     sending = to_send(standing_alone, [there], [new])
 
-    assert list(packed(standing_alone, sending, OFFERED)) == list(
-        pack_pieces(standing_alone.store, sending.ids)
-    )
+    made = packed(standing_alone, [there], [new], OFFERED)
+    assert list(made) == list(pack_pieces(standing_alone.store, sending.ids))
 
 
 @pytest.mark.parametrize("spoil", ["missing", "failing", "full"])
@@ -176,7 +183,7 @@ def test_where_git_makes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without git, with one that fails and without room for it everything is sent whole."""
-    sending = to_send(standing_alone, [], [ObjectID(tip(standing_alone))])
+    sending = to_send(standing_alone, [], [tip(standing_alone)])
     whole = list(pack_pieces(standing_alone.store, sending.ids))
     if spoil == "full":
 
@@ -187,7 +194,7 @@ def test_where_git_makes_nothing(
     else:
         fake_git(tmp_path, monkeypatch, "exit 1" if spoil == "failing" else None)
 
-    assert list(packed(standing_alone, sending, OFFERED)) == whole
+    assert list(packed(standing_alone, [], [tip(standing_alone)], OFFERED)) == whole
 
 
 def fake_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
@@ -256,9 +263,6 @@ def test_paths_that_git_can_t_be_told(form: str, tmp_path: Path, nothing_left: N
     sending = to_send(repo, [], [ObjectID(commit.encode())])
     assert max(map(len, sending.paths.values())) > 4096
 
-    made, whole = packed(repo, sending, OFFERED), pack_pieces(repo.store, sending.ids)
-    target = empty(tmp_path, form)
-    pieces = list(made)
-    assert pieces != list(whole)
-    assert taken(target, pieces) == {id.hex() for id in sending.ids}
+    pieces = packing._of_both(repo, sending, OFFERED, None)
+    assert taken(empty(tmp_path, form), pieces) == {id.hex() for id in sending.ids}
     repo.close()

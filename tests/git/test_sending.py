@@ -15,8 +15,7 @@ from dulwich.objects import ObjectID
 import heddle
 from heddle import api
 from heddle.git.haves import IN_VAIN, Haves
-from heddle.git.packing import packed
-from heddle.git.sending import to_send
+from heddle.git.packing import packed, to_send
 from heddle.repo import log
 
 from .conftest import IDENTITY, run_git
@@ -125,7 +124,7 @@ def test_a_large_object_is_sent_in_pieces(tmp_path: Path, nothing_left: None) ->
     repo = heddle.init(tmp_path)
     (tmp_path / "large").write_bytes(os.urandom(20 << 20))
     state = repo.capture(message="Large").state.id
-    pieces = list(packed(repo, to_send(repo, [], [state]), set()))
+    pieces = list(packed(repo, [], [state], set()))
     run_git(tmp_path, "init", "-q", "--bare", "other.git")
     index = ["git", "-C", str(tmp_path / "other.git"), "index-pack", "--stdin", "--strict"]
     subprocess.run(index, input=b"".join(pieces), check=True, capture_output=True)
