@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -108,12 +108,15 @@ class GitObjects:
 
     def holds(self, raw_id: bytes) -> bool:
         """As ``contains``, going by the first look at each directory: costs no system call."""
-        name = raw_id.hex()
         return (
             self._packs.find(raw_id) is not None
-            or name[2:] in self._loose_names(name[:2])
+            or self._is_loose(raw_id)
             or any(alternate.holds(raw_id) for alternate in self._alternates)
         )
+
+    def _is_loose(self, raw_id: bytes) -> bool:
+        name = raw_id.hex()
+        return name[2:] in self._loose_names(name[:2])
 
     def _loose_names(self, directory: str) -> frozenset[str]:
         names = self._loose.get(directory)
@@ -213,10 +216,21 @@ class GitObjects:
 
     @contextmanager
     def asking_sizes(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
-        """As `ObjectStore.asking_sizes`; of very many objects, stock git is asked."""
+        """As `ObjectStore.asking_sizes`; of very many objects in packs, stock git is asked."""
         if len(raw_ids) < _MANY:
             yield lambda: dict(self._sizes(raw_ids))
             return
+        loose = {raw_id for raw_id in raw_ids if self._is_loose(raw_id)}
+        others = [raw_id for raw_id in raw_ids if raw_id not in loose]
+        if len(others) < _MANY:
+            yield lambda: dict(self._sizes(raw_ids))
+            return
+        with self._asking_git(others) as told:
+            yield lambda: dict(self._sizes(loose)) | told()
+
+    @contextmanager
+    def _asking_git(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
+        """It takes 1 us for an object in a pack, and 35 for a loose one, of which `_sizes` takes 10."""
         ids = b"\n".join(map(to_hex, raw_ids)) + b"\n"
         words = ("cat-file", "--batch-check=%(objectsize)", "--buffer")
         from heddle.objects.askgit import asking_git  # and subprocess with it
@@ -232,13 +246,16 @@ class GitObjects:
 
             yield told
 
-    def _sizes(self, raw_ids: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    def _sizes(self, raw_ids: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+        """Those that can be told at once; whoever asks for another one is told why not."""
         find = self._packs.find
         for raw_id in raw_ids:
             found = find(raw_id)
-            if found is not None:
-                with suppress(OSError, ValueError, zlib.error):  # whoever asks for this one is told
+            with suppress(OSError, ValueError, zlib.error):
+                if found is not None:
                     yield raw_id, found[0].size(found[1])
+                else:
+                    yield raw_id, _loose_head(self._loose_path(raw_id))[1]
 
     def list_tree(self, tree: bytes) -> list[bytes]:
         """All that lies below a tree, as `ObjectStore.list_tree`."""
@@ -470,8 +487,11 @@ def _read_alternates(path: Path) -> list[Path]:
 
 
 def _loose_head(path: str) -> tuple[int, int]:
-    with open(path, "rb", buffering=0) as file:
-        deflated = file.read(_LOOSE_HEAD_BYTES)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # of thousands, open() would take twice as long
+    try:
+        deflated = os.read(fd, _LOOSE_HEAD_BYTES)
+    finally:
+        os.close(fd)
     return _loose_header(zlib.decompressobj().decompress(deflated, _LOOSE_HEADER))[:2]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from heddle.errors import CorruptObject, StorageError
-from heddle.objects import spool
+from heddle.objects import askgit, spool
 from heddle.objects.gitdir import GitObjects
 from heddle.objects.gitpack import GitIndex
 from heddle.objects.layout import WHOLE_LIMIT
@@ -357,13 +357,17 @@ def check_damaged(store: ObjectStore, expected: dict[bytes, tuple[int, bytes]]) 
     return failures
 
 
-def test_sizes_of_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stock git is asked for the sizes of very many objects; where it can't be, they come one by one."""
+@pytest.mark.parametrize("packed", [0, 600, 1100, 1200])
+def test_sizes_of_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: int) -> None:
+    """Stock git is asked for the sizes of very many objects in packs; where it can't be, they come one by one."""
     run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
     run(["git", "init", "-q"])
     contents = [b"%d" % number * (number % 9) for number in range(1200)]
     for number, content in enumerate(contents):
         (tmp_path / f"{number}").write_bytes(content)
+    if packed:
+        run(["git", "add", *map(str, range(packed))])
+        run(["git", "repack", "-adq"])
     run(["git", "add", "."])
     ids = [line.split()[1] for line in run(["git", "ls-files", "-s"]).stdout.splitlines()]
     names = [line.split("\t")[1] for line in run(["git", "ls-files", "-s"]).stdout.splitlines()]
@@ -377,7 +381,14 @@ def test_sizes_of_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             told()
         return store.sizes(raw_ids)
 
-    assert sizes() == expected
+    asked: list[object] = []
+    ask = askgit.asking_git
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            askgit, "asking_git", lambda *given, **more: asked.append(given) or ask(*given, **more)
+        )
+        assert sizes() == expected
+    assert bool(asked) == (packed > 1000)
     for name, value in (("PATH", "/nowhere"), ("TMPDIR", "/proc")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
