@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = b".git"
-_MONITORED_FILES = "1000"
+_MONITORED_FILES = "2000"
+_AS_MANY_FILES = 4
+"""What a directory counts as: git looks at each as well, for what it does not know."""
 _LISTED_AHEAD = 10_000  # files: 80 ms
 _COUNT = slice(8, 12)  # in the header of an index
 _SECOND_NS = 1_000_000_000
@@ -281,7 +283,7 @@ class GitView:
             least = self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
         except HeddleError:
             least = float(_MONITORED_FILES)
-        return listed.length >= least
+        return listed.length + _AS_MANY_FILES * len(listed.valid) >= least
 
     def _listed(self, tree: ObjectID | None) -> tuple[Listed, bytes | None]:
         """What the index is to say, and the root's stat.

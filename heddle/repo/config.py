@@ -29,7 +29,7 @@ KEYS: Mapping[str, str] = {
     "agent.session": "the run of the agent",
     "agent.task": "what the agent is working on",
     "mount.restarts": "how often in five minutes a session that crashed is started again; 0: never",
-    "git.fsmonitor_files": "git asks the session what changed in mounts of at least so many files; 1000 if not set",
+    "git.fsmonitor_files": "git asks the session what changed in mounts of at least so many files; 2000 if not set",
     "fetch.timeout": "seconds that a server may be silent before it counts as away; 30 if not set",
     "fetch.max_object_size": "the longest object that is taken from a server: bytes, or as 500m",
 }

@@ -270,6 +270,20 @@ def test_where_it_is_not_wanted(
         repo.unmount("agent", force=True)
 
 
+@pytest.mark.parametrize(("least", "is_asked"), [("20", True), ("40", False)])
+def test_directories_count_as_files(
+    place: Path, repo: api.Repository, tmp_path: Path, least: str, is_asked: bool
+) -> None:
+    """Eleven files in four directories are asked about where twenty are needed, and not where forty are."""
+    repo.config.set("git.fsmonitor_files", least)
+    other = repo.mount("other", tmp_path / "other", create=True).mountpoint
+    try:
+        assert said(other) == [""]
+        assert bool(vouched_for(other)) == is_asked
+    finally:
+        repo.unmount("other", force=True)
+
+
 def test_settings_that_nobody_reads(repo: api.Repository, git: Git, tmp_path: Path) -> None:
     """Where the main checkout has settings that are not in force, they are not brought into force."""
     repo.config.set("git.fsmonitor_files", "1")
