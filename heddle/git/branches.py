@@ -262,6 +262,8 @@ class _Comparison:
         self._moves: list[Move] = []
         self._pushes: dict[str, ObjectID] = {}
         self._adoptions: dict[str, ObjectID | None] = {}
+        # Where git in mounts had gone when others moved its branch on.
+        self._overtaken: dict[str, ObjectID] = {}
         # Branches that git brought to where their threads were already.
         self._arrived: set[str] = set()
         self._waits = False
@@ -286,6 +288,7 @@ class _Comparison:
         names = {*self._branches, *self._rows, *self._link, *self._mounts}
         for name in sorted(names - self.step.problems.keys()):
             self._compare(name)
+        self._adopt_overtaken()
         head, worktree = self._head_to_follow()
         self._follow(head, worktree)
         self._follow_in_mounts()
@@ -367,6 +370,7 @@ class _Comparison:
             self._adoptions[name] = branch
         else:
             self._moves.append(Move("thread", name, old, branch))
+            self._note_overtaken(name, old)
         self._new_rows[name] = Branch(branch)
         if old and branch:
             self._keep_if_rewritten(name, old, branch)
@@ -377,6 +381,14 @@ class _Comparison:
         if mount is None or self._adopt is None or not mount.is_on_branch:
             return Mover.ELSEWHERE
         return mount.moved_by(self._repo, commit)
+
+    def _note_overtaken(self, name: str, old: ObjectID | None) -> None:
+        mount = self._mounts.get(name)
+        if mount is None or self._adopt is None or not mount.is_on_branch or mount.base != old:
+            return
+        made = mount.last_logged(self._repo)
+        if made is not None and made != old:
+            self._overtaken[name] = made
 
     def _keep_if_rewritten(self, name: str, old: ObjectID, new: ObjectID) -> None:
         if self._repo.is_state(old) and not is_ancestor(self._repo, old, new):
@@ -423,10 +435,21 @@ class _Comparison:
             if commit is None and thread is not None and thread.state is not None:
                 return head, None  # git has nothing yet, and the working directory is where it was
             return head, (commit,)
+        if self._is_left_by_name():
+            return self._head_branch, (commit,)
         went = {move.name for move in self._moves} | self._arrived
         if self._repo.database.head() in went and self._repo.database.head() == self._head_branch:
             return None, (commit,)
         return None, None
+
+    def _is_left_by_name(self) -> bool:
+        """Whether the thread of git's branch got another name, and the branch had gone another way: git stays on it."""
+        return (
+            self._seen is not None
+            and self._seen.head == self._head_branch != self._repo.database.head()
+            and self._head_branch not in self._threads
+            and any(move.name == self._head_branch for move in self._moves)
+        )
 
     def _make_thread_of_head(self, head: str) -> None:
         """Git came to a branch without a thread: it has no commit and so no ref, or its thread was deleted."""
@@ -456,6 +479,19 @@ class _Comparison:
         return name
 
     # doing
+
+    def _adopt_overtaken(self) -> None:
+        """Have mounts be relative to what git in them made, so that they can follow those who went on from there."""
+        assert self._adopt is not None or not self._overtaken
+        for name, made in self._overtaken.items():
+            try:
+                self._adopt(name, made, None)  # type: ignore[misc]
+            except HeddleError as error:
+                self.step.problems[name] = error
+                self._moves = [move for move in self._moves if move.name != name]
+                self._new_rows.pop(name, None)
+            else:
+                self._mounts[name].base = made
 
     def _follow(self, head: str | None, worktree: tuple[ObjectID | None] | None) -> None:
         if not self._moves and head is None and worktree is None:

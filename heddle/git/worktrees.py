@@ -111,9 +111,13 @@ class Mount:
 
     def note_moved(self, repo: Repository, new: ObjectID, who: bytes, message: bytes) -> None:
         """HEAD's branch was moved from elsewhere, and the mount shows it now: bring index and reflog along."""
-        old = self.linked.last_logged() or self.linked.shown()
-        self.bring_index(repo, _known(repo, old), new)
-        self.refs.log_head(_known(repo, old), new, who, message)
+        old = self.last_logged(repo) or _known(repo, self.linked.shown())
+        self.bring_index(repo, old, new)
+        self.refs.log_head(old, new, who, message)
+
+    def last_logged(self, repo: Repository) -> ObjectID | None:
+        """Where git here, or heddle for it, was last; None: nobody knows."""
+        return _known(repo, self.linked.last_logged())
 
 
 def _known(repo: Repository, id: bytes | None) -> ObjectID | None:

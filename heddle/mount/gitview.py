@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class GitView:
         self._overlay = overlay
         self._can_be_asked = False
         self._ahead: tuple[str, Listed] | None = None
+        self._log_length = 0
         self._makers = Makers(mine.git.path, agent)
         self._lock = threading.Lock()
 
@@ -221,12 +223,20 @@ class GitView:
         """Somebody begins to use git: have an index for it, and note who it is."""
         with self._lock:
             self._makers.note(pid)
+            self._note_logged()
             if not self.linked.has_index:
                 try:
                     self._write_index()
                 except (OSError, HeddleError) as error:
                     # Git can do without, or says itself why not.
                     log.warning("no index for git: %s", error)
+
+    def _note_logged(self) -> None:
+        length = self.linked.log_length()
+        if length != self._log_length:
+            self._log_length = length
+            with suppress(OSError):
+                self.linked.note_logged()
 
     def list_ahead(self) -> None:
         """Put together what the first git command here would wait for, unless that takes long; not in the loop."""

@@ -38,6 +38,8 @@ AGREED = "heddle-agreed"
 """In a private directory whose HEAD stands for a branch: the commit at which it was in step with the thread."""
 SHOWN = "heddle-shown"
 """In a private directory whose HEAD is on the thread's branch: the commit that its index was last brought to."""
+LOGGED = "heddle-logged"
+"""In a private directory: where HEAD's reflog said that HEAD is when git was last used there."""
 PUT_ASIDE = "git"
 """In an overlay's directory: the private directory of a thread that is not mounted just now."""
 HEADS = b"refs/heads/"
@@ -120,6 +122,19 @@ class Linked(NamedTuple):
             faults.reach("linked.before-agreed")
             os.rename(temporary, self.git.path / AGREED)
 
+    def log_length(self) -> int:
+        """How long HEAD's reflog is, in bytes; 0: there is none."""
+        try:
+            return (self.git.path / "logs" / "HEAD").stat().st_size
+        except OSError:
+            return 0
+
+    def note_logged(self) -> None:
+        """Note where git's last command here left HEAD, in case the reflog's entries expire; not durable."""
+        logged = self.last_logged()
+        if logged and logged != _read(self.git.path / LOGGED):
+            _write_lines(self.git.path / LOGGED, logged.decode("ascii", "replace"))
+
     def is_monitored(self) -> bool:
         """Whether git asks us what changed here, and nobody has told it otherwise; raises ConfigError."""
         said = gitconfig.values(self._settings, b"core", b"fsmonitor")
@@ -175,12 +190,12 @@ class Linked(NamedTuple):
     def last_logged(self) -> bytes | None:
         """Where the last entry of HEAD's reflog says that HEAD is, as hex; None: there is no reflog.
 
-        Empty where all entries were expired: git in the mount has done nothing since.
+        Where all entries were expired, what was noted before; empty if nothing was.
         """
         path = self.git.path / "logs" / "HEAD"
         lines = _read(path).splitlines()
         if not lines and path.exists():
-            return b""
+            return _read(self.git.path / LOGGED)
         words = lines[-1].split(b" ", 2) if lines else []
         return words[1] if len(words) > 1 else None
 

@@ -446,6 +446,40 @@ def test_renaming_the_thread_keeps_both(diverged: api.Repository, git: Git) -> N
     assert again.git_problems == {}
 
 
+def test_renaming_the_thread_that_git_is_on(repo: api.Repository, git: Git) -> None:
+    """Where both have moved, git stays on its branch: that is a thread again, and what we are on."""
+    git("switch", "-q", "-c", "side")
+    mine = commit_file(repo.path, "mine", "mine\n")
+    heddle.open(repo.path).close()
+    git("switch", "-q", "main")
+    git("branch", "-q", "-D", "side")
+    heddle.open(repo.path).close()
+    git("switch", "-q", "-c", "side")
+    theirs = commit_file(repo.path, "theirs", "theirs\n")
+    (repo.path / "more").write_text("more\n")
+    both = heddle.open(repo.path)
+    assert isinstance(both.git_problems["side"], Diverged)
+    both.threads.rename("side", "side-mine")
+
+    again = heddle.open(repo.path)
+
+    assert again.git_problems == {}
+    assert git("symbolic-ref", "HEAD") == "refs/heads/side"
+    assert (again.head, state(again, "side"), state(again, "side-mine")) == ("side", theirs, mine)
+    assert [change.path for change in again.status().changes] == [b"more"]
+    assert git("status", "--porcelain") == "?? more"
+    assert again.capture(message="More").state.parents == (theirs.encode(),)
+
+
+def test_renaming_the_thread_that_both_are_on(repo: api.Repository, git: Git) -> None:
+    """Where nothing had moved, git goes along to the new name."""
+    repo.threads.rename("main", "trunk")
+    again = heddle.open(repo.path)
+
+    assert git("symbolic-ref", "HEAD") == "refs/heads/trunk"
+    assert again.head == "trunk" and not again.status().changes
+
+
 def test_forcing_the_export_moves_the_branch(diverged: api.Repository, git: Git) -> None:
     """The second way out: the branch goes to the thread's state, and git's reflog keeps the other."""
     from heddle.git.export import export

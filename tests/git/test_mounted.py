@@ -776,6 +776,50 @@ def test_a_reflog_that_lost_its_entries(place: Path, git: Git, forget: str) -> N
     agree(place)
 
 
+def test_others_go_on_from_what_git_made(place: Path, repo: api.Repository, git: Git) -> None:
+    """A mount follows where its branch was moved on from a commit that git made there, before heddle saw that."""
+    git("status", at=place)
+    mine = commit_file(place, "mine", "mine\n")
+    tree = git("rev-parse", f"{commit_file(repo.path, 'theirs', 'theirs')}^{{tree}}")
+    git("update-ref", "refs/heads/agent", git("commit-tree", "-p", mine, "-m", "On", tree))
+
+    assert heddle.open(place).status().changes == []
+    agree(place)
+    assert not (place / "mine").exists()
+    assert (place / "theirs").read_text() == "theirs"
+    (place / "more").write_text("more\n")
+    heddle.open(place).capture(message="More")
+    agree(place)
+
+
+def test_others_go_on_and_something_is_unsaved(place: Path, repo: api.Repository, git: Git) -> None:
+    """What is unsaved then stays, relative to what git made, and holds the mount where it is."""
+    git("status", at=place)
+    mine = commit_file(place, "mine", "mine\n")
+    (place / "unsaved").write_text("unsaved\n")
+    tree = git("rev-parse", f"{commit_file(repo.path, 'theirs', 'theirs')}^{{tree}}")
+    git("update-ref", "refs/heads/agent", git("commit-tree", "-p", mine, "-m", "On", tree))
+
+    inside = heddle.open(place)
+    assert [change.path for change in inside.status().changes] == [b"unsaved"]
+    assert inside.overlay_base("agent") == mine.encode()
+    with pytest.raises(ThreadMoved):
+        inside.capture(message="More")
+
+
+def test_a_reflog_that_lost_its_entries_while_something_is_staged(place: Path, git: Git) -> None:
+    """What the session saw in it when git was last used says as much."""
+    commit_file(place, "new", "new\n")
+    git("reflog", "expire", "--expire=now", "--all", at=place)
+    (place / "staged").write_text("staged\n")
+    git("add", "staged", at=place)
+
+    inside = heddle.open(place)
+    assert [change.path for change in inside.status().changes] == [b"staged"]
+    inside.capture(message="Staged")
+    agree(place)
+
+
 def purge(git: Git, *places: Path) -> None:
     """Have git drop what nothing names."""
     for each in places:
