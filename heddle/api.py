@@ -38,6 +38,7 @@ from heddle.mount.lifecycle import Mounted, MountInfo, MountOptions
 from heddle.mount.process import Holder
 from heddle.mount.registry import Session, SessionRecord
 from heddle.mount.runtime import RuntimeDirectory
+from heddle.repo import changes as changed
 from heddle.repo import repository
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from heddle.mount.sources import Source
     from heddle.repo.aside import Repair
     from heddle.repo.capture import Captured
-    from heddle.repo.changes import Change
+    from heddle.repo.changes import Change, NotRecorded
     from heddle.repo.diff import FileDiff
     from heddle.repo.fsck import Report
     from heddle.repo.gc import Collected
@@ -92,6 +93,7 @@ class Status(NamedTuple):
         mountpoint: the mount we are in, or None in the plain working directory.
         changes: what is unsaved, without what is ignored.
         ignored_count: how many entries are ignored; an ignored directory counts once.
+        not_recorded: what a capture would leave out, other git repositories for example.
         mounts_stale: mounts of this repository that died or hang.
         git_branch: in a mount, the branch that git is on there, if not the thread's own.
         git_doing: what git is in the middle of here, as ``linked.unfinished`` says; None: nothing.
@@ -108,6 +110,7 @@ class Status(NamedTuple):
     many_packs: bool = False
     git_branch: str | None = None
     git_doing: str | None = None
+    not_recorded: Sequence[NotRecorded] = ()
 
 
 class Materialized(NamedTuple):
@@ -168,8 +171,7 @@ class _Here(NamedTuple):
     """What is unsaved in one place, and what reads such changes as they would be captured."""
 
     base: ObjectID | None
-    changes: Sequence[Change]
-    ignored_count: int
+    found: changed.Status
     reading: Callable[[Sequence[Change]], AbstractContextManager[Callable[[bytes], bytes]]]
 
 
@@ -366,15 +368,16 @@ class Repository(repository.Repository):
             Busy: the mount we are in hangs.
         """
         stale = lifecycle.need_attention(self.runtime, self)
-        with self._here() as (state, changes, ignored, _):
+        with self._here() as here:
             pass
         return Status(
             repository=self.path,
             thread=self.current_thread if self.shown is None else self.shown,
-            state=state,
+            state=here.base,
             mountpoint=self.mountpoint,
-            changes=changes,
-            ignored_count=ignored,
+            changes=here.found.changes,
+            ignored_count=here.found.ignored_count,
+            not_recorded=here.found.not_recorded,
             mounts_stale=stale,
             many_packs=self.store.packs_directory.count() >= MANY_PACKS
             or self.store.packs_directory.holds_versions(),
@@ -513,8 +516,11 @@ class Repository(repository.Repository):
         self._tell_mount(self.head)
         return captured
 
-    def has_unsaved(self, thread: str) -> bool:
+    def has_unsaved(self, thread: str, *, also_left_out: bool = False) -> bool:
         """Whether a thread's mount, or what its last one left, holds changes that no state does.
+
+        Args:
+            also_left_out: other git repositories there count as well.
 
         Raises:
             Busy: its session hangs.
@@ -524,7 +530,9 @@ class Repository(repository.Repository):
         if not overlay_dir(self, thread).is_dir():
             return False
         with unsaved.unsaved(self, thread, self.runtime) as mine:
-            return bool(mine.status()[0])
+            found = mine.status()
+        left_out = [one for one in found.not_recorded if one.why == changed.ANOTHER_REPOSITORY]
+        return bool(found.changes or (also_left_out and left_out))
 
     def _tell_mount(self, thread: str) -> bool:
         """A thread was moved from the working directory: a live mount of it follows if it can.
@@ -583,8 +591,8 @@ class Repository(repository.Repository):
         from heddle.repo.changes import normalised, tree_changes, within
         from heddle.repo.diff import diff_changes
 
-        with self._here() as (base, unsaved_changes, _ignored, reading):
-            here = changes = list(_without_renames(unsaved_changes))
+        with self._here() as (base, found, reading):
+            here = changes = list(_without_renames(found.changes))
             if start is not None and start != base:
                 trees = [None if it is None else self.state(it).tree for it in (start, base)]
                 changes = _composed(tree_changes(self.store, *trees, renames=False), changes)
@@ -611,21 +619,20 @@ class Repository(repository.Repository):
     @contextmanager
     def _here(self) -> Iterator[_Here]:
         """What is unsaved in the place that we are in."""
-        if self.mountpoint is None and self.git is not None and self.git.bare:
-            yield _Here(self.worktree_base(), (), 0, self._reading)
-        elif self.mountpoint is None:
-            from heddle.repo import worktree
+        from heddle.repo import worktree
 
+        nothing = changed.Status((), 0, ())
+        if self.mountpoint is None and self.git is not None and self.git.bare:
+            yield _Here(self.worktree_base(), nothing, self._reading)
+        elif self.mountpoint is None:
             found = worktree.status(self)
-            base = self.worktree_base()
-            yield _Here(base, found.changes, found.ignored_count, self._reading)
+            yield _Here(self.worktree_base(), found, self._reading)
         elif self.shown is not None:
             shown = unsaved.shown_state(self.mountpoint, self.runtime)
-            yield _Here(shown, (), 0, self._reading)
+            yield _Here(shown, nothing, self._reading)
         else:
             with unsaved.unsaved(self, self.current_thread, self.runtime) as mine:
-                changes, ignored = mine.status()
-                yield _Here(mine.base, changes, ignored, mine.reading)
+                yield _Here(mine.base, mine.status(), mine.reading)
 
     def _reading(
         self, changes: Sequence[Change]

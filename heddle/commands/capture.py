@@ -100,7 +100,7 @@ def _record(captured: Captured) -> dict[str, object]:
             "modified": captured.modified,
             "deleted": captured.deleted,
         },
-        "not_recorded": [{"path": each.path, "why": each.why} for each in captured.not_recorded],
+        "not_recorded": [views.not_recorded_record(each) for each in captured.not_recorded],
         "duration_ms": round(captured.duration_ms, 1),
     }
 

@@ -38,6 +38,7 @@ def _record(found: Status) -> dict[str, object]:
         "mountpoint": None if found.mountpoint is None else str(found.mountpoint),
         "changes": [views.change_record(change) for change in found.changes],
         "ignored_count": found.ignored_count,
+        "not_recorded": [views.not_recorded_record(each) for each in found.not_recorded],
         "mounts_stale": [
             {
                 "thread": mount.spec,
@@ -71,6 +72,8 @@ def _print(found: Status) -> None:
         output.say(f"  {views.change_line(change)}")
     if not found.changes:
         output.say("nothing changed")
+    for left in found.not_recorded:
+        views.not_recorded_note(left.path, left.why)
     if found.ignored_count and settings.verbose:
         output.say(f"{found.ignored_count} ignored")
     for mount in found.mounts_stale:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heddle.api import Repository
     from heddle.attribution import Agent, Principal
     from heddle.objects.state import State
-    from heddle.repo.changes import Change
+    from heddle.repo.changes import Change, NotRecorded
     from heddle.repo.diff import FileDiff
 
 SHORT = 8
@@ -243,3 +243,8 @@ def decoration(names: Iterable[str]) -> str:
 def not_recorded_note(path: bytes, why: str) -> None:
     """Tell a person that a path stays unrecorded; it is not lost, it is where it was."""
     output.note(f"not recorded: {printable(path)}: {why}")
+
+
+def not_recorded_record(left: NotRecorded) -> dict[str, object]:
+    """The same for programs."""
+    return {"path": left.path, "why": left.why}

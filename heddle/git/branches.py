@@ -344,7 +344,8 @@ class _Comparison:
             if is_ancestor(self._repo, state, branch):
                 return Action.FOLLOW
         except ObjectMissing as error:
-            self.step.problems[name] = error
+            is_ours = self._repo.is_state(branch)
+            self.step.problems[name] = error if is_ours else _unreadable(name, branch)
             return Action.NOTHING
         self.step.problems[name] = Diverged(
             f"thread '{name}' is at {_short(state)} and git's branch '{name}' at {_short(branch)}:"
@@ -356,10 +357,7 @@ class _Comparison:
 
     def _note_follow(self, name: str, thread: Thread | None, branch: ObjectID | None) -> None:
         if branch is not None and not self._repo.is_state(branch):
-            self.step.problems[name] = ObjectMissing(
-                f"git's branch '{name}' is at {_short(branch)}, which is no commit that can be read",
-                hint="git fsck",
-            )
+            self.step.problems[name] = _unreadable(name, branch)
             return
         old = thread.state if thread else None
         mover = self._mover(name, branch)
@@ -726,3 +724,10 @@ class _Comparison:
 
 def _short(id: bytes | None) -> str:
     return "no commit" if id is None else id[:12].decode()
+
+
+def _unreadable(name: str, branch: ObjectID) -> ObjectMissing:
+    return ObjectMissing(
+        f"git's branch '{name}' is at {_short(branch)}, which is no commit that can be read",
+        hint="git fsck",
+    )

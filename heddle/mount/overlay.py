@@ -20,7 +20,6 @@ from heddle import atomic, faults
 from heddle.errors import (
     Busy,
     HeddleError,
-    NothingToCapture,
     ObjectMissing,
     ThreadMoved,
     UnsavedChanges,
@@ -35,8 +34,8 @@ from heddle.mount.snapshot import NOTHING_SKIPPED, Snapshot, Unknown, found, rea
 from heddle.mount.upper import NUMBERS, Upper
 from heddle.mount.view import Known, stat_key
 from heddle.repo import conversions, linked, worktree
-from heddle.repo.capture import Captured, record_state
-from heddle.repo.changes import Change, current_umask, find_renames, tree_changes
+from heddle.repo.capture import Captured, nothing_to_capture, record_state
+from heddle.repo.changes import Change, Status, current_umask, find_renames, tree_changes
 from heddle.repo.database import Move
 from heddle.repo.gitstage import Skipped, Staged, read_staged, skipped
 from heddle.repo.ignore import RULE_FILES
@@ -300,10 +299,11 @@ class Overlay:
         """Unsaved changes against the base, without what is ignored; renames found by id."""
         return find_renames(self._compared().changes)
 
-    def status(self) -> tuple[list[Change], int]:
-        """`changes`, and how many entries are ignored."""
+    def status(self) -> Status:
+        """`changes`, how many entries are ignored, and what a capture would leave out."""
         snapshot = self._compared()
-        return find_renames(snapshot.changes), snapshot.ignored
+        left_out = tuple(snapshot.not_recorded)
+        return Status(find_renames(snapshot.changes), snapshot.ignored, left_out)
 
     def ignored_count(self) -> int:
         """Entries left out because of ignore rules; an ignored directory counts once."""
@@ -567,7 +567,7 @@ class Overlay:
             if snapshot.unconverted and not leave_out:
                 raise NotSettled(f"{snapshot.unconverted[0]!r} is not converted")
             if not snapshot.changes and not allow_empty:
-                raise NothingToCapture(f"nothing has changed on thread {self.thread}")
+                raise nothing_to_capture(snapshot.not_recorded, f" on thread {self.thread}")
             faults.reach("overlay.tree-built")
             state = record_state(
                 self.repo,

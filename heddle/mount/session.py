@@ -676,12 +676,17 @@ class _Session:
         }
 
     def _status(self, _request: Message, emit: Emit) -> Message:
-        from heddle.mount.wire import change_to_json
+        from heddle.mount.wire import change_to_json, not_recorded_to_json
 
-        changes, ignored = self._overlay.status()
-        for start in range(0, len(changes), _CHANGES_PER_LINE):
-            emit([change_to_json(one) for one in changes[start : start + _CHANGES_PER_LINE]])
-        return {"ignored_count": ignored, "state": _text(self._overlay.base)}
+        found = self._overlay.status()
+        for start in range(0, len(found.changes), _CHANGES_PER_LINE):
+            part = found.changes[start : start + _CHANGES_PER_LINE]
+            emit([change_to_json(one) for one in part])
+        return {
+            "ignored_count": found.ignored_count,
+            "not_recorded": not_recorded_to_json(found.not_recorded),
+            "state": _text(self._overlay.base),
+        }
 
     def _dirty(self, _request: Message, _emit: Emit) -> Message:
         files, size = self._overlay.dirty()

@@ -17,6 +17,7 @@ from heddle.mount import control, ending, mountpoint, registry, wire
 from heddle.mount.registry import Session
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.repo import linked
+from heddle.repo.changes import Status
 from heddle.repo.names import overlay_dir
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Unsaved(Protocol):
     base: ObjectID | None
     """The state that it is relative to; None is the empty tree."""
 
-    def status(self) -> tuple[list[Change], int]:
-        """What differs from the base, without what is ignored, and how many ignored entries there are."""
+    def status(self) -> Status:
+        """What differs from the base, without what is ignored."""
 
     def reading(
         self, changes: Sequence[Change]
@@ -218,11 +219,13 @@ class _Live:
         self._thread = session.thread
         self.base = repo.overlay_base(session.thread)
 
-    def status(self) -> tuple[list[Change], int]:
+    def status(self) -> Status:
         self.flush()
         found: list[Any] = []
         said = control.call(self._socket, "status", part=found.extend)
-        return [wire.change_from_json(one) for one in found], said["ignored_count"]
+        changes = [wire.change_from_json(one) for one in found]
+        left_out = wire.not_recorded_from_json(said["not_recorded"])
+        return Status(changes, said["ignored_count"], left_out)
 
     def reading(
         self, changes: Sequence[Change]
@@ -277,7 +280,7 @@ class _Offline:
         self._overlay = overlay
         self.base = overlay.base
 
-    def status(self) -> tuple[list[Change], int]:
+    def status(self) -> Status:
         return self._overlay.status()
 
     def reading(

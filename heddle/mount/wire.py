@@ -6,7 +6,7 @@ JSON, so that every name survives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heddle.attribution import Agent, Attribution, Principal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.repo.capture import Captured
-    from heddle.repo.changes import Change
+    from heddle.repo.changes import Change, NotRecorded
     from heddle.repo.repository import Repository
 
 Json = dict[str, Any]
@@ -98,21 +98,21 @@ def captured_to_json(captured: Captured) -> Json:
         "added": captured.added,
         "modified": captured.modified,
         "deleted": captured.deleted,
-        "not_recorded": [[text_of(one.path), one.why] for one in captured.not_recorded],
+        "not_recorded": not_recorded_to_json(captured.not_recorded),
         "duration_ms": captured.duration_ms,
     }
 
 
 def captured_from_json(repo: Repository, value: Mapping[str, Any]) -> Captured:
     """What a capture did, with its state read from the repository."""
-    from heddle.repo.capture import Captured, NotRecorded
+    from heddle.repo.capture import Captured
 
     return Captured(
         state=repo.state(id_from_json(value["state"])),
         added=value["added"],
         modified=value["modified"],
         deleted=value["deleted"],
-        not_recorded=tuple(NotRecorded(path_of(path), why) for path, why in value["not_recorded"]),
+        not_recorded=not_recorded_from_json(value["not_recorded"]),
         duration_ms=value["duration_ms"],
     )
 
@@ -123,3 +123,15 @@ def id_to_json(object_id: ObjectID | None) -> str | None:
 
 def id_from_json(text: str | None) -> Any:
     return None if text is None else text.encode("ascii")
+
+
+def not_recorded_to_json(found: Iterable[NotRecorded]) -> list[list[str]]:
+    """As ``not_recorded_from_json`` reads it."""
+    return [[text_of(one.path), one.why] for one in found]
+
+
+def not_recorded_from_json(value: Iterable[Sequence[str]]) -> tuple[NotRecorded, ...]:
+    """What was left out."""
+    from heddle.repo.changes import NotRecorded
+
+    return tuple(NotRecorded(path_of(path), why) for path, why in value)

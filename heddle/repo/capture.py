@@ -164,7 +164,7 @@ def capture_worktree(
             tree = recording.store(writer, progress)
             if not recording.changes and tree == (recording.base_tree or tree) and not allow_empty:
                 recording.remember()
-                raise _nothing(recording.not_recorded)
+                raise nothing_to_capture(recording.not_recorded)
             state = record_state(
                 repo,
                 writer,
@@ -197,9 +197,15 @@ def _where_it_is(repo: Repository, wanted: str | None) -> tuple[str, ObjectID | 
     return head, base
 
 
-def _nothing(not_recorded: Sequence[NotRecorded]) -> NothingToCapture:
+def nothing_to_capture(not_recorded: Sequence[NotRecorded], where: str = "") -> NothingToCapture:
+    """Says that nothing has changed, or nothing that can be recorded.
+
+    Args:
+        not_recorded: what is left out.
+        where: a place to name, with a space before it.
+    """
     if not not_recorded:
-        return NothingToCapture("nothing has changed", hint="heddle status")
+        return NothingToCapture(f"nothing has changed{where}", hint="heddle status")
     first = not_recorded[0]
     more = f" and {len(not_recorded) - 1} more" if len(not_recorded) > 1 else ""
     name = first.path.decode(errors="backslashreplace")

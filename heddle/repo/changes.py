@@ -73,6 +73,20 @@ class NotRecorded(NamedTuple):
     why: str
 
 
+class Status(NamedTuple):
+    """What is unsaved in one place, the plain working directory or a mount.
+
+    Attributes:
+        changes: what differs from the state that it is relative to, in path order.
+        ignored_count: how many entries are ignored; an ignored directory counts once.
+        not_recorded: what a capture would have to leave out.
+    """
+
+    changes: Sequence[Change]
+    ignored_count: int
+    not_recorded: tuple[NotRecorded, ...]
+
+
 def not_kept_of_mode(mode: int, umask: int) -> str | None:
     """What a file's permissions say that its state can't, one line; None where nothing is lost.
 

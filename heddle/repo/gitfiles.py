@@ -21,6 +21,9 @@ _PLAIN = re.compile(rb"refs(?:/%b)+" % _PART)
 """Names that git-check-ref-format(1) takes; not all that it takes."""
 
 
+_PER_CHECKOUT = (b"refs/bisect/", b"refs/worktree/", b"refs/rewritten/")
+
+
 class RefFiles(DiskRefsContainer):
     """The refs of a git repository.
 
@@ -31,7 +34,7 @@ class RefFiles(DiskRefsContainer):
 
     def __init__(self, common: Path, path: Path) -> None:
         super().__init__(common, path)
-        self._path = path
+        self._common, self._path = common, path
 
     def read_loose_ref(self, name: Ref) -> bytes | None:
         """What a ref's own file holds; None where there is none.
@@ -42,13 +45,18 @@ class RefFiles(DiskRefsContainer):
         try:
             held = super().read_loose_ref(name)
         except StopIteration as error:  # dulwich asks for a first line behind "ref: "
-            raise damaged(self._path, name) from error
+            raise damaged(self._place(name), name) from error
         if held is None or held.startswith(SYMREF):
             return held
         held = held.lower()
         if len(held) not in (40, 64) or held.strip(_HEX_DIGITS):
-            raise damaged(self._path, name)
+            raise damaged(self._place(name), name)
         return held
+
+    def _place(self, name: bytes) -> Path:
+        """The directory that a ref's file is in (gitrepository-layout(5), "refs")."""
+        is_shared = name.startswith(b"refs/") and not name.startswith(_PER_CHECKOUT)
+        return self._common if is_shared else self._path
 
     def get_packed_refs(self) -> dict[Ref, ObjectID]:
         """What ``packed-refs`` holds; an empty file holds nothing, as for git."""

@@ -286,7 +286,7 @@ class Repository:
         if self.git is not None and self.git.bare:
             raise DataError(
                 f"{self.path} is a bare git repository and has no working directory",
-                hint="heddle mount THREAD",
+                hint="heddle mount THREAD, or heddle mount NEW-NAME --create",
             )
 
     def exclude_rules(self) -> bytes:
@@ -403,14 +403,23 @@ class Repository:
         try:
             kind, raw = self.store.get_raw(id)
         except KeyError as error:
-            message = f"state {id.decode(errors='replace')} is not in the object store"
-            raise ObjectMissing(message, hint="heddle fsck") from error
+            raise self._no_such_state(id) from error
         if kind != _COMMIT:
             raise StateNotFound(f"{id.decode()} is not a state")
         found = decode(id, raw)
         if found.agent is None and (agent := self.database.agent_of(id)) is not None:
             return found._replace(agent=agent)
         return found
+
+    def _no_such_state(self, id: bytes) -> ObjectMissing:
+        message, hint = (
+            f"state {id.decode(errors='replace')} is not in the object store",
+            "heddle fsck",
+        )
+        for gone in self.store.missing_alternates():
+            message = f"{message}, and {os.path.normpath(self.store.path / gone)} is not there"
+            hint = "bring that directory back"
+        return ObjectMissing(message, hint=hint)
 
     def lookup_path(self, state: str | ObjectID, path: bytes) -> tuple[int, ObjectID]:
         """The mode and the id of what a state holds at a path; ``b""`` is its root.
@@ -545,7 +554,7 @@ class Repository:
         """The state a thread's overlay is relative to; None: the empty tree, or never mounted."""
         return self.database.overlay_base(thread)
 
-    def has_unsaved(self, thread: str) -> bool:
+    def has_unsaved(self, thread: str, *, also_left_out: bool = False) -> bool:
         """Whether a thread's overlay may hold unsaved changes.
 
         Here, without the mount's understanding of an overlay, any file in it counts; ``api.Repository`` looks closer.

@@ -65,7 +65,9 @@ def _named(repo: Repository, name: str) -> ObjectID | None:
 def _thread_state(repo: Repository, name: str) -> ObjectID:
     state = repo.threads.get(name).state
     if state is None:
-        raise DataError(f"thread '{name}' has no state yet", hint="heddle capture")
+        is_bare = repo.git is not None and repo.git.bare
+        hint = "heddle mount NEW-NAME --create" if is_bare else "heddle capture"
+        raise DataError(f"thread '{name}' has no state yet", hint=hint)
     return state
 
 

@@ -128,7 +128,7 @@ class Threads:
         self.get(name)
         with self._overlay_held(name):
             pass  # who asks what is unsaved opens the overlay too
-        if not force and self._repo.has_unsaved(name):
+        if not force and self._repo.has_unsaved(name, also_left_out=True):
             raise UnsavedChanges(
                 f"thread '{name}' has unsaved changes in {overlay_dir(self._repo, name) / 'upper'}",
                 hint=f"heddle capture --thread {name}, or --force to put them aside",

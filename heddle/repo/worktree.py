@@ -22,6 +22,7 @@ from heddle.repo.changes import (
     EMPTY_TREES,
     Change,
     NotRecorded,
+    Status,
     change_between,
     find_renames,
     normalised,
@@ -63,20 +64,6 @@ _SPECIAL = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-class Status(NamedTuple):
-    """What is unsaved in the plain working directory.
-
-    Attributes:
-        changes: what differs from the state it was last at, in path order.
-        ignored_count: how many entries are ignored; an ignored directory counts once.
-        not_recorded: what a capture would have to leave out.
-    """
-
-    changes: tuple[Change, ...]
-    ignored_count: int
-    not_recorded: tuple[NotRecorded, ...]
 
 
 class Found(NamedTuple):

@@ -174,7 +174,7 @@ def test_status_has_every_field(heddle: Heddle, captured: Path) -> None:
 
     assert set(found) == {
         "repository", "thread", "state", "mountpoint", "changes", "ignored_count", "mounts_stale",
-        "many_packs", "git_branch", "git_doing",
+        "many_packs", "git_branch", "git_doing", "not_recorded",
     }  # fmt: skip
     assert (found["repository"], found["thread"]) == (str(captured), "main")
     assert found["state"] == heddle("show", "--json").json["state"]

@@ -820,6 +820,24 @@ def test_a_reflog_that_lost_its_entries_while_something_is_staged(place: Path, g
     agree(place)
 
 
+def test_another_repository_in_a_mount(place: Path, repo: api.Repository, git: Git) -> None:
+    """It is not captured, and not passed over: status and capture name it, and the thread is not just deleted."""
+    git("init", "-q", "dep", at=place)
+    (place / "dep/work").write_text("work\n")
+    inside = heddle.open(place)
+    status = inside.status()
+    assert not status.changes
+    assert [each.path for each in status.not_recorded] == [b"dep"]
+    with pytest.raises(NothingToCapture, match="dep: another git repository"):
+        inside.capture(message="Nothing")
+    repo.unmount("agent")
+
+    assert [each.path for each in heddle.open(repo.path).status().not_recorded] == []
+    with pytest.raises(UnsavedChanges):
+        repo.threads.delete("agent")
+    repo.threads.delete("agent", force=True)
+
+
 def purge(git: Git, *places: Path) -> None:
     """Have git drop what nothing names."""
     for each in places:

@@ -365,7 +365,7 @@ def test_ignored_files_stay(thread: OpenThread) -> None:
     assert (captured.added, captured.modified, captured.deleted) == (1, 0, 0)
     assert thread.view.content((b"a", b"built.o")) == b"output"
     assert thread.view.content((b"cache.o", b"inner")) == b"more"
-    assert thread.overlay.status() == ([], 2)
+    assert thread.overlay.status() == ([], 2, ())
 
 
 def test_rules_that_change_are_seen(thread: OpenThread) -> None:
