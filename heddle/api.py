@@ -698,7 +698,7 @@ class Repository(repository.Repository):
         Raises:
             Busy, CorruptObject, ObjectMissing, StorageError: as ``heddle.repo.gc.collect``.
         """
-        from heddle.git import receiving
+        from heddle.git import packing, receiving
         from heddle.mount.marked import marked_ids
         from heddle.repo import gc
 
@@ -715,6 +715,7 @@ class Repository(repository.Repository):
         )
         if not dry_run:
             receiving.forget_old(self, time.time_ns() - gc.KEPT_NS)
+            packing.remove_abandoned(self)
         return GarbageCollected(found, len(expired))
 
     def materialize(

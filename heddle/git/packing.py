@@ -7,6 +7,7 @@ Where git is missing or fails, and for a few objects that git has not, the pack 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _PREFIX = ".tmp-outgoing-"
-_ABANDONED_S = 86400
+_BEING_MADE_S = 60
 _FEW = 200
 """Objects that git has not: of fewer, deltas win less than it takes to show them to it."""
 _LONGEST_PATH = 4096  # bytes, that git has room for
@@ -131,11 +132,13 @@ def _of_git(
     offered: Set[bytes],
     progress: Progress | None,
 ) -> Iterator[bytes]:
-    """Where git has what is wanted, it has all below, and finds out by itself what that is."""
+    """Where git has what is wanted, it has all below, unless it is a partial clone, and finds out what that is."""
     if repo.git is None:
         raise _NotByGit
     with closing(GitObjects(repo.git.objects, repo.object_format)) as have:
-        if not all(have.holds(to_raw(id, repo.store.id_length)) for id in wanted):
+        if have.is_partial or not all(
+            have.holds(to_raw(id, repo.store.id_length)) for id in wanted
+        ):
             raise _NotByGit
         known = [id for id in there if have.holds(to_raw(id, repo.store.id_length))]
     with _place(repo) as place:
@@ -164,20 +167,32 @@ def _of_both(
 @contextmanager
 def _place(repo: Repository) -> Iterator[Path]:
     """A repository for git to work in, for the block, that reads the one we are on."""
-    above = repo.heddle_dir / "objects"
-    _remove_abandoned(above)
-    with TemporaryDirectory(prefix=_PREFIX, dir=above) as directory:
+    remove_abandoned(repo)
+    with TemporaryDirectory(prefix=_PREFIX, dir=repo.heddle_dir / "objects") as directory:
         place = Path(directory)
-        make_bare(place, repo.store.id_length, None if repo.git is None else repo.git.objects)
-        yield place
+        with _locked(place):
+            make_bare(place, repo.store.id_length, None if repo.git is None else repo.git.objects)
+            yield place
 
 
-def _remove_abandoned(directory: Path) -> None:
-    """Remove what killed pushes left."""
-    for path in directory.glob(f"{_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - _ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Hold a directory for the block; raises BlockingIOError where somebody else does."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove_abandoned(repo: Repository) -> None:
+    """Remove what killed pushes left: what nobody holds, and is not only just being made."""
+    for path in (repo.heddle_dir / "objects").glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _BEING_MADE_S:
+                with _locked(path):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _lacking(repo: Repository, ids: list[bytes]) -> list[bytes]:
@@ -235,7 +250,7 @@ def _pieces(
             yield from iter(read, b"")
             if process.wait() != 0:
                 listener.join()
-                why = said.decode(errors="replace").strip().rpartition("\n")[2]
+                why = said.decode(errors="replace").split("\r")[-1].strip().rpartition("\n")[2]
                 message = f"git broke off while it made the pack: {why}"
                 raise StorageError(message, hint="git fsck; heddle fsck")
         finally:

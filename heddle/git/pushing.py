@@ -18,7 +18,7 @@ from heddle.git.packing import packed
 from heddle.git.refs import HEADS, TAGS, GitRefs
 from heddle.git.remotes import Remote
 from heddle.git.sending import Refs, Request, send
-from heddle.git.transport import is_progress, shown, sideband, talk
+from heddle.git.transport import NotTaken, is_progress, shown, sideband, talk
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _SAID_AT_MOST = 500
+_BY_RULE = ("fsck error", "exceeds maximum allowed size", "shallow update not allowed")
+"""What a server's git says of a pack that it may take and will not (git-config(1), ``receive.*``)."""
 
 
 class PushRejected(DataError):
@@ -132,12 +134,15 @@ def _push_to(
         return packed(repo, there.values(), [each.new for each in changes], offered, progress)
 
     request = Request(name, repo.object_format, choose, pack, hear)
-    result = talk(
-        repo,
-        url,
-        lambda client, path: send(client, path, request),
-        push_instead=not remote.pushes_apart,
-    )
+    try:
+        result = talk(
+            repo,
+            url,
+            lambda client, path: send(client, path, request),
+            push_instead=not remote.pushes_apart,
+        )
+    except NotTaken as error:
+        raise _not_taken(error, _in_its_words(words)) from error
     refused = {ref: why for ref, why in result.items() if why}
     moved = [each for each in changes if each.ref.encode() not in refused]
     _remember_pushed(repo, name, moved)
@@ -149,6 +154,14 @@ def _push_to(
             hint=f"heddle pull {name}, or ask who runs the server",
         )
     return changes
+
+
+def _not_taken(error: NotTaken, said: str) -> HeddleError:
+    """The same with the server's reason, which may be a rule of its own."""
+    hint = "what the server said is in brackets; ask who runs it"
+    if any(word in said for word in _BY_RULE):
+        return PushRejected(f"{error.message}{said}", hint=hint)
+    return NotTaken(f"{error.message}{said}", hint=hint if said else None)
 
 
 def _in_its_words(words: Iterable[bytes]) -> str:

@@ -64,6 +64,10 @@ class RemoteFailed(StorageError):
     kind = "remote_failed"
 
 
+class NotTaken(RemoteFailed):
+    """The server could not take in the pack of a push, or would not."""
+
+
 class RemoteNotFound(DataError):
     """There is no git repository at the address."""
 
@@ -444,7 +448,7 @@ def _protocol_error(url: str, error: Exception, *, hung_up: bool) -> HeddleError
     if "ermission denied" in said or "Host key verification failed" in said:
         return NotPermitted(f"{url} does not let us in: {said}")
     if found := _UNPACK.match(said):
-        return RemoteFailed(f"{url} could not take what was pushed: {found[1]}")
+        return NotTaken(f"{url} could not take what was pushed: {found[1]}")
     hung_up = hung_up or any(word in said for word in _HUNG_UP)
     what = "ended the connection" if hung_up else "does not speak as a git server does"
     return RemoteFailed(f"{url} {what}: {said}", hint="run it again")

@@ -105,7 +105,7 @@ def test_git_finds_out_what_is_missing(
     repo, commits = edited
     monkeypatch.setattr(packing, "to_send", None)
 
-    assert sum(map(len, packed(repo, [commits[3]], [tip(repo)], OFFERED))) < 30_000
+    assert sum(map(len, packed(repo, [commits[3]], [tip(repo)], OFFERED))) < 100_000
 
 
 def test_a_pack_that_stands_alone(
@@ -227,15 +227,37 @@ def test_git_breaks_off(
 
 
 def test_what_a_killed_push_left(edited: tuple[api.Repository, list[ObjectID]]) -> None:
-    """It goes with a push a day later."""
+    """It goes with the next push or gc; what somebody holds, or is only just making, stays."""
     repo = edited[0]
-    old, new = (repo.heddle_dir / "objects" / f".tmp-outgoing-{name}" for name in ("old", "new"))
-    for place in (old, new):
+    above = repo.heddle_dir / "objects"
+    dead, held, new = (above / f".tmp-outgoing-{name}" for name in ("dead", "held", "new"))
+    for place in (dead, held, new):
         (place / "objects").mkdir(parents=True)
-    os.utime(old, (0, time.time() - 86_500))
-    sizes(repo, [], OFFERED)
+    for place in (dead, held):
+        os.utime(place, (0, time.time() - 100))
+    with packing._locked(held):
+        sizes(repo, [], OFFERED)
+        assert [place.exists() for place in (dead, held, new)] == [False, True, True]
+    repo.collect()
+    assert [place.exists() for place in (held, new)] == [False, True]
 
-    assert (old.exists(), new.exists()) == (False, True)
+
+@pytest.mark.parametrize("limit", ["blob:none", "blob:limit=1k"])
+def test_a_partial_clone_of_git_s(
+    limit: str, edited: tuple[api.Repository, list[ObjectID]], tmp_path: Path
+) -> None:
+    """What git left out is fetched before it is sent elsewhere."""
+    source = bare_copy(edited[0].path, tmp_path / "source.git")
+    for key in ("allowFilter", "allowAnySHA1InWant"):
+        run_git(source, "config", f"uploadpack.{key}", "true")
+    run_git(tmp_path, "clone", "-q", f"--filter={limit}", f"file://{source}", "partial")
+    repo = heddle.init(tmp_path / "partial")
+    remotes.add(repo, "other", str(empty(tmp_path)))
+    push(repo, "other")
+
+    assert refs(tmp_path / "empty.git")["refs/heads/main"] == edited[1][-1].decode()
+    assert run_git(tmp_path / "empty.git", "fsck", "--strict") == ""
+    repo.close()
 
 
 @pytest.mark.parametrize("form", ["sha1", "sha256"])

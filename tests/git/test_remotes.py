@@ -648,11 +648,35 @@ def test_a_pack_that_the_server_does_not_take(mine: api.Repository, bare: Path) 
     (mine.path / "large").write_bytes(os.urandom(8 << 20))
     mine.capture(message="Large")
 
-    with pytest.raises(RemoteFailed, match="could not take what was pushed") as caught:
+    with pytest.raises(
+        PushRejected, match=r"could not take .* exceeds maximum allowed size"
+    ) as caught:
         push(mine)
 
-    assert caught.value.exit_code == 74
+    assert caught.value.exit_code == 65
     assert before == refs(bare)
+
+
+def test_an_object_that_the_server_finds_fault_with(
+    repo: api.Repository, bare: Path, git: Git
+) -> None:
+    """What ``receive.fsckObjects`` refuses is refused here, with the object and the reason in the server's words."""
+    run_git(bare, "config", "receive.fsckObjects", "true")
+    git("remote", "add", "origin", bare)
+    blob = git("rev-parse", "main:a.txt")
+    raw = b"0100644 a\0" + bytes.fromhex(blob)
+    made = subprocess.run(
+        ["git", "-C", repo.path, "hash-object", "-w", "-t", "tree", "--literally", "--stdin"],
+        input=raw,
+        capture_output=True,
+        check=True,
+    )
+    tree = made.stdout.decode().strip()
+    git("update-ref", "refs/heads/odd", git("commit-tree", "-m", "Odd", tree))
+    opened = heddle.open(repo.path)
+
+    with pytest.raises(PushRejected, match=f"{tree}.*zeroPaddedFilemode"):
+        push(opened, "origin", ["odd"])
 
 
 def test_somebody_was_faster(mine: api.Repository, bare: Path, tmp_path: Path) -> None:
