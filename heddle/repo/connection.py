@@ -27,6 +27,7 @@ _ROOM_BYTES = 64 << 10  # for the log and the index of it (sqlite.org/wal.html)
 
 REPAIR_HINT = "heddle fsck --repair makes a new one of all that is left, and keeps this one aside"
 _NO_WRITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 class Connection:
@@ -159,7 +160,8 @@ class Connection:
         try:
             connection = self._configured(f"file:{_uri_path(self.path)}?mode=rw")
         except sqlite3.OperationalError as error:
-            if _primary(error) not in _NO_WRITE:
+            is_stuck = _primary(error) in _NO_ROOM and _is_full(self.path.parent)
+            if not is_stuck and _primary(error) not in _NO_WRITE:
                 raise
             connection = self._snapshot()
         try:
@@ -185,7 +187,7 @@ class Connection:
         return connection
 
     def _snapshot(self) -> sqlite3.Connection:
-        """Read a database whose directory can't be written, where WAL mode could not make its files.
+        """Read a database whose directory can't be written or is full, where WAL mode could not make its files.
 
         With nothing in the write-ahead log the file itself is complete; otherwise a private copy of both is
         read into memory.
@@ -220,6 +222,8 @@ class Connection:
         match _primary(error):
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 return Busy(f"{self.path} is in use by another process", hint="run it again")
+            case sqlite3.SQLITE_READONLY if _is_full(self.path.parent):
+                return self._no_space()
             case sqlite3.SQLITE_READONLY:
                 return StorageError(
                     f"{self.path} can't be written",

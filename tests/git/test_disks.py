@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,33 @@ def test_git_on_a_full_disk(checkout: Path, git: Git, small_disk: Path, tmp_path
     finally:
         repo.unmount("agent", force=True)
         repo.close()
+
+
+def fill(disk: Path) -> None:
+    """Leave not one block."""
+    for size in (1 << 20, 4096):
+        with suppress(OSError), open(disk / f"fill-{size}", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(size))
+
+
+def test_reading_on_a_full_disk(checkout: Path, git: Git, small_disk: Path, cli_at: Cli) -> None:
+    """What only reads needs no room; what writes says that there is none, and changes nothing."""
+    tree = small_disk / "tree"
+    git("clone", "-q", checkout, tree, at=checkout)
+    cli_at(tree, "init")
+    before = cli_at(tree, "log", "-n", "2")
+    fill(small_disk)
+
+    assert cli_at(tree, "log", "-n", "2") == before
+    for command in ("status", "show", "thread list", "diff", "mounts", "gc --dry-run", "fsck"):
+        cli_at(tree, *command.split())
+    said = cli_at(tree, "capture", "--allow-empty", "-m", "No room", code=74)
+    assert "no space" in said.lower() and "free some space" in said
+    for path in small_disk.glob("fill-*"):
+        path.unlink()
+    assert cli_at(tree, "log", "-n", "2") == before
+    cli_at(tree, "capture", "--allow-empty", "-m", "Room")
 
 
 def test_git_and_overlays_on_two_file_systems(

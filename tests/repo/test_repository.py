@@ -308,7 +308,7 @@ def test_delete_asks_the_repository_what_is_unsaved(repo, monkeypatch):
     """A repository that knows better decides what is unsaved; the overlay is put aside all the same."""
     repo.threads.create("a")
     unsaved(repo, "a")
-    monkeypatch.setattr(repo, "has_unsaved", lambda thread: False)
+    monkeypatch.setattr(repo, "has_unsaved", lambda thread, also_left_out: not also_left_out)
 
     parked = repo.threads.delete("a")
 
