@@ -125,12 +125,17 @@ def fetch(repo: Repository, name: str = "origin", *, progress: Progress | None =
         progress: called with what the server counts, and the total.
 
     Raises:
-        DataError: no such remote; it has ids of another format.
+        DataError: no such remote; it has ids of another format; git mirrors it.
         RemoteUnreachable, RemoteFailed, RemoteNotFound, NotPermitted: as they say; no name was moved.
         ObjectMissing: the server did not send everything; nothing of it is kept.
         ObjectTooLarge: it sent an object that is longer than ``fetch.max_object_size``; nothing is kept.
     """
     remote = remotes.remote(repo, name)
+    if remote.is_mirrored:
+        raise DataError(
+            f"git has the branches of {name} for its own here (remote.{name}.fetch)",
+            hint=f"git fetch {name}",
+        )
     target = _Target(repo, remote)
     if remote.promisor:
         target.mend_promises()
@@ -254,7 +259,7 @@ class _Target:
     def __init__(self, repo: Repository, remote: Remote) -> None:
         self.repo = repo
         self.remote = remote
-        self._prefix = f"refs/remotes/{remote.name}/".encode()
+        self._prefix = remote.tracking
         self._git = GitRefs(repo.git) if repo.git is not None else None
         self._store = repo.store
         self._max_bytes = max_object_bytes(repo)
@@ -552,7 +557,7 @@ def _directories(ref: bytes) -> Iterator[bytes]:
 
 def tracked(repo: Repository, remote: str, thread: str) -> ObjectID | None:
     """Where a remote had the branch of a thread when it was last fetched or pushed."""
-    ref = f"refs/remotes/{remote}/{thread}".encode()
+    ref = remotes.remote(repo, remote).tracking + thread.encode()
     if repo.git is not None:
         return GitRefs(repo.git).get(ref)
     return cast("ObjectID | None", repo.database.refs().get(ref))

@@ -145,7 +145,12 @@ def _push_to(
         raise _not_taken(error, _in_its_words(words)) from error
     refused = {ref: why for ref, why in result.items() if why}
     moved = [each for each in changes if each.ref.encode() not in refused]
-    _remember_pushed(repo, name, moved)
+    try:
+        _remember_pushed(repo, remote, moved)
+    except HeddleError as error:
+        names = ", ".join(each.ref for each in moved)
+        message = f"{name} has taken {names}, and here that can't be noted: {error.message}"
+        raise type(error)(message, hint=error.hint) from error
     if refused:
         said = "; ".join(f"{ref.decode(errors='replace')}: {why}" for ref, why in refused.items())
         taken = f", and took {', '.join(each.ref for each in moved)}" if moved else ""
@@ -214,12 +219,12 @@ def _require_forward(repo: Repository, change: RefChange) -> None:
         )
 
 
-def _remember_pushed(repo: Repository, name: str, changes: Iterable[RefChange]) -> None:
+def _remember_pushed(repo: Repository, remote: Remote, changes: Iterable[RefChange]) -> None:
     """Move the remote branches here to where the server has them now."""
     rows = {
-        f"refs/remotes/{name}/{each.ref.removeprefix('refs/heads/')}".encode(): each.new
+        remote.tracking + each.ref.removeprefix("refs/heads/").encode(): each.new
         for each in changes
-        if each.ref.startswith("refs/heads/")
+        if each.ref.startswith("refs/heads/") and not remote.is_mirrored
     }
     if repo.git is None:
         if rows:

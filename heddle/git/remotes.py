@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from heddle.repo.repository import Repository
 
 _ALL = "refs/heads/*"
+_EVERYTHING = "refs/*"
+_HEADS = "refs/heads/"
+_REMOTES = "refs/remotes/"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -38,6 +41,8 @@ class Remote:
         patterns: which branches are fetched, as ``refs/heads/*``; ``^`` before those that are not.
         tag_option: ``--tags`` or ``--no-tags``; else see ``follows_tags``.
         is_own: the repository says so, and not the user's git configuration alone.
+        kept_under: what the names of its branches begin with here; None: ``refs/remotes/<name>/``.
+        is_mirrored: git keeps its branches as branches of its own here.
     """
 
     name: str
@@ -48,6 +53,14 @@ class Remote:
     tag_option: str = ""
     pushes_apart: bool = False
     is_own: bool = True
+    kept_under: str | None = None
+    is_mirrored: bool = False
+
+    @property
+    def tracking(self) -> bytes:
+        """What the full names of its branches begin with here."""
+        prefix = self.kept_under or f"refs/remotes/{self.name}/"
+        return prefix.encode(errors="surrogateescape")
 
     @property
     def push_url(self) -> str:
@@ -124,10 +137,14 @@ def _remote(name: bytes, said: Sequence[ConfigFile], own: ConfigFile | None) -> 
     if not urls:
         return None
     push_urls = values(b"pushurl")
-    patterns = [each.lstrip("+").split(":")[0] for each in values(b"fetch")]
-    patterns = [each for each in patterns if each.lstrip("^").startswith("refs/heads/")]
-    if all(each[0] == "^" for each in patterns):
+    specs = [each.lstrip("+").partition(":") for each in values(b"fetch")]
+    sources = [_ALL if source == _EVERYTHING else source for source, _, _ in specs]
+    patterns = [each for each in sources if each.lstrip("^").startswith(_HEADS)]
+    if all(each[0] == "^" for each in sources):
         patterns.append(_ALL)
+    places = [
+        _place(source, to) for source, _, to in specs if source.startswith((_HEADS, _EVERYTHING))
+    ]
     said_last = (each.get_boolean((b"remote", name), b"promisor") for each in reversed(said))
     promises = next((each for each in said_last if each is not None), False)
     return Remote(
@@ -139,7 +156,17 @@ def _remote(name: bytes, said: Sequence[ConfigFile], own: ConfigFile | None) -> 
         (values(b"tagOpt") or [""])[-1],
         bool(push_urls),
         own in said,
+        next((each for each in places if each and each.startswith(_REMOTES)), None),
+        any(each == _HEADS for each in places),
     )
+
+
+def _place(source: str, to: str) -> str | None:
+    """What a refspec (git-fetch(1)) puts before the names of branches here; None: it renames them."""
+    name = source.removeprefix(_HEADS).removeprefix("refs/")
+    if source == _EVERYTHING:
+        return _HEADS if to == _EVERYTHING else None
+    return to.removesuffix(name) if to.endswith(f"/{name}") else None
 
 
 def _values(config: ConfigFile, section: tuple[bytes, ...], key: bytes) -> list[str]:
@@ -200,13 +227,14 @@ def remove(repo: Repository, name: str) -> None:
         DataError: there is none, or it stands in the user's own git configuration.
         Busy: git has its configuration locked.
     """
-    if not remote(repo, name).is_own:
+    found = remote(repo, name)
+    if not found.is_own:
         raise DataError(
             f"remote '{name}' stands in your own git configuration",
             hint=f"git config --global --remove-section remote.{name}",
         )
     gitconfig.edit(_file(repo), lambda text: _without(text, name.encode()))
-    prefix = f"refs/remotes/{name}/".encode()
+    prefix = found.tracking
     if repo.git is None:
         gone = {ref: None for ref in repo.database.refs() if ref.startswith(prefix)}
         repo.database.move_names([], kind="remote-remove", refs=gone)

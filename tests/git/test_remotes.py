@@ -24,6 +24,7 @@ from heddle.errors import (
     DataError,
     HeddleError,
     NotPermitted,
+    StorageError,
     Unavailable,
     UnsavedChanges,
     UsageError,
@@ -540,6 +541,65 @@ def test_a_prefix_for_pushes_goes_before_a_longer_one(
 
     assert git("remote", "get-url", "--push", "origin") == str(bare)
     assert new == run_git(bare, "rev-parse", "main")
+
+
+def test_a_clone_of_one_tag(bare: Path, tmp_path: Path) -> None:
+    """Where git fetches nothing but a tag, no branches come."""
+    options = ["--single-branch", "--branch", "light", "--depth", "1"]
+    run_git(tmp_path, "clone", "-q", *options, f"file://{bare}", "one")
+    before = refs(tmp_path / "one")
+    repo = heddle.init(tmp_path / "one")
+    fetch(repo)
+
+    assert refs(tmp_path / "one") == before
+    repo.close()
+
+
+def test_where_git_keeps_what_it_fetches(repo: api.Repository, bare: Path, git: Git) -> None:
+    """Remote branches are where git's refspec puts them, for a fetch, a push and a removal."""
+    git("remote", "add", "origin", bare)
+    git("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/theirs/*")
+    fetch(repo)
+    new = capture(repo, "f", "1")
+    push(repo, "origin", force=True)
+
+    assert tracked(repo, "origin", "main") == new.encode()
+    assert git("for-each-ref", "--format=%(refname)", "refs/remotes/").split() == [
+        "refs/remotes/theirs/main",
+        "refs/remotes/theirs/topic",
+    ]
+    remotes.remove(repo, "origin")
+    assert git("for-each-ref", "refs/remotes/") == ""
+
+
+def test_a_mirror(bare: Path, tmp_path: Path) -> None:
+    """What git mirrors is git's to fetch; nothing is put beside it, by a push neither."""
+    run_git(tmp_path, "clone", "-q", "--mirror", bare, "mirror.git")
+    repo = heddle.init(tmp_path / "mirror.git")
+    with pytest.raises(DataError, match=r"remote\.origin\.fetch") as caught:
+        fetch(repo)
+    assert caught.value.hint == "git fetch origin"
+    repo.threads.create("new", repo.resolve("main"))
+    push(repo, "origin", ["new"])
+
+    assert run_git(bare, "rev-parse", "new") == run_git(bare, "rev-parse", "main")
+    assert not any(ref.startswith("refs/remotes/") for ref in refs(tmp_path / "mirror.git"))
+    repo.close()
+
+
+def test_a_push_that_can_t_be_noted(
+    mine: api.Repository, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server has taken is said, also where it can't be noted here."""
+    new = capture(mine, "f", "1")
+
+    def fail(*_: object, **__: object) -> None:
+        raise StorageError("no space left", hint="free some space")
+
+    monkeypatch.setattr(type(mine.database), "move_names", fail)
+    with pytest.raises(StorageError, match="origin has taken refs/heads/main, and here"):
+        push(mine)
+    assert run_git(bare, "rev-parse", "main") == new
 
 
 def test_names_that_differ_in_case(repo: api.Repository, git: Git) -> None:
