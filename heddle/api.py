@@ -324,9 +324,24 @@ class Repository(repository.Repository):
             raise problem
         doing = linked.unfinished(self.git)
         detached = doing in linked.DETACHING  # what is captured then is a thread's of its own
-        if doing and not detached and self._is_working_directory(thread):
-            raise linked.in_the_way(self.git, doing)
+        if doing and self._is_working_directory(thread):
+            if not detached:
+                raise linked.in_the_way(self.git, doing)
+            self._require_no_conflict(doing)
         worktrees.require_capturable(self, thread)
+
+    def _require_no_conflict(self, doing: str) -> None:
+        """Refuse to record what git has left in conflict, markers and all, in the middle of a rebase."""
+        from heddle.repo import gitstage, linked
+
+        assert self.git is not None
+        found = gitstage.conflicts(self.git.path / "index", self.store.id_length)
+        if found:
+            what, _ = linked.in_words(doing)
+            name = os.fsdecode(found[0])
+            raise DataError(
+                f"{what}, and {name} is in conflict", hint=f"edit it, and git add {name}"
+            )
 
     def pull(
         self,

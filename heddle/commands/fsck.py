@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from heddle.repo.fsck import Report
 
 app = new_app()
+_NAMED = 20
+"""States without a name that are named to people."""
 
 
 @app.command(cls=Verb, epilog="heddle fsck\nheddle fsck --full\nheddle fsck --repair")
@@ -99,7 +101,12 @@ def _print(report: Report, rebuilt: list[str], done: Repair | None, dry_run: boo
         output.say(f"{output.style(each.kind, 'red')}: {printable(each.what)}")
         if each.repair:
             output.say(f"  repair: {printable(each.repair)}")
-    for state in report.unnamed:
+    if len(report.unnamed) > _NAMED:
+        more = views.counted(len(report.unnamed) - _NAMED, "older state")
+        output.note(
+            f"no name leads to {more}: heddle fsck --json has all, heddle gc drops old ones"
+        )
+    for state in report.unnamed[-_NAMED:]:
         what = views.subject(state.message) or "without a message"
         output.note(
             f"no name leads to state {views.short(state.id)} ({printable(what)}): "

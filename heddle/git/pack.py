@@ -218,11 +218,11 @@ class _Walk:
         return [*self.history, *self.trees, *self.blobs]
 
     def run(self, tips: Iterable[bytes]) -> None:
-        todo = list(tips)
+        todo = [(tip, False) for tip in tips]
         while todo:
-            raw_id = todo.pop()
+            raw_id, is_tree = todo.pop()
             if self._is_new(raw_id):
-                todo += self._visit(raw_id)
+                todo += self._visit_tree(raw_id) if is_tree else self._visit(raw_id)
 
     def _is_new(self, raw_id: bytes) -> bool:
         if raw_id in self._seen:
@@ -230,8 +230,8 @@ class _Walk:
         self._seen.add(raw_id)
         return not self._has(raw_id)
 
-    def _visit(self, raw_id: bytes) -> list[bytes]:
-        """Note an object down; returns what it refers to."""
+    def _visit(self, raw_id: bytes) -> list[tuple[bytes, bool]]:
+        """Note an object down; returns what it refers to, and whether that has to be a tree."""
         try:
             kind = self._store.kind(raw_id)
             if kind == BLOB:
@@ -244,16 +244,21 @@ class _Walk:
             raise _gone(raw_id) from error
         self.history.append(raw_id)
         below = list(referred(kind, content))
-        return below[:1] if raw_id in self._shallow else below  # a commit names its tree first
+        if kind == TAG:
+            return [(id, False) for id in below]
+        parents = [] if raw_id in self._shallow else below[1:]
+        return [(below[0], True), *((id, False) for id in parents)]  # a commit names its tree first
 
-    def _visit_tree(self, raw_id: bytes) -> list[bytes]:
+    def _visit_tree(self, raw_id: bytes) -> list[tuple[bytes, bool]]:
+        if not self._store.contains(raw_id):
+            raise _gone(raw_id)  # or it would be fetched by itself, as thousands of others then
         self.trees.append(raw_id)
         below = []
         here = None if self.paths is None else self.paths.get(raw_id, b"")
         for name, mode, hex_id in self._store.tree_entries(raw_id):
             child = bytes.fromhex(hex_id.decode())
             if mode == 0o040000:
-                below.append(child)
+                below.append((child, True))
                 name += b"/"
             elif mode != GITLINK and self._is_new(child):
                 self.blobs.append(child)

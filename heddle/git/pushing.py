@@ -133,7 +133,7 @@ def _push_to(
     def pack(there: Refs, changes: list[RefChange], offered: Set[bytes]) -> Iterable[bytes]:
         return packed(repo, there.values(), [each.new for each in changes], offered, progress)
 
-    request = Request(name, repo.object_format, choose, pack, hear)
+    request = Request(name, repo.object_format, choose, pack, hear, repo.shallow)
     try:
         result = talk(
             repo,
@@ -154,10 +154,10 @@ def _push_to(
     if refused:
         said = "; ".join(f"{ref.decode(errors='replace')}: {why}" for ref, why in refused.items())
         taken = f", and took {', '.join(each.ref for each in moved)}" if moved else ""
-        raise PushRejected(
-            f"{name} refused {said}{taken}{_in_its_words(words)}",
-            hint=f"heddle pull {name}, or ask who runs the server",
-        )
+        hint = f"heddle pull {name}, or ask who runs the server"
+        if "cannot create" in said:  # as git says that a branch is in the way of its directory
+            hint = "heddle thread rename gives it a name that can stand beside those there"
+        raise PushRejected(f"{name} refused {said}{taken}{_in_its_words(words)}", hint=hint)
     return changes
 
 

@@ -38,6 +38,7 @@ class Request:
         choose: what is to move, given all refs of the server's; none: nothing is asked.
         pack: a pack of what these changes need, in pieces, given all refs of the server's and what it can.
         hear: called with what the server says beside its answer.
+        shallow: commits (hex ids) whose parents are not here.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Request:
     choose: Callable[[Refs], list[RefChange]]
     pack: Callable[[Refs, list[RefChange], Set[bytes]], Iterable[bytes]]
     hear: Callable[[bytes], None]
+    shallow: Set[bytes] = frozenset()
 
 
 def send(client: Any, path: Any, request: Request) -> dict[bytes, str | None]:
@@ -146,7 +148,8 @@ class _Asked:
         """
         from dulwich.protocol import pkt_line
 
-        agreed, head = b"\0" + b" ".join(sorted(self._agreed)), []
+        agreed = b"\0" + b" ".join(sorted(self._agreed))
+        head = [pkt_line(b"shallow " + id) for id in sorted(self._request.shallow)]
         for change in self.changes:
             none = b"0" * len(change.new)
             ref = change.ref.encode(errors="surrogateescape")
@@ -154,7 +157,7 @@ class _Asked:
             agreed = b""
         head.append(pkt_line(None))
         if not self.changes:
-            return iter(head)
+            return iter((pkt_line(None),))
         return chain(head, self._request.pack(self._refs, self.changes, self._offered))
 
     def answer(self, protocol: Any) -> dict[bytes, str | None]:

@@ -472,6 +472,11 @@ def _status_error(url: str, status: str) -> HeddleError:
         return RemoteUnreachable(
             f"{url} can't answer now: HTTP {status}", hint="run it again later"
         )
+    if status == "413":
+        return RemoteFailed(
+            f"{url} takes nothing so large: HTTP 413",
+            hint="push fewer threads at a time, over ssh, or ask who runs the server for a higher limit",
+        )
     return RemoteFailed(f"{url} answers with HTTP {status}", hint="heddle remote list")
 
 

@@ -169,6 +169,16 @@ def paths(index: Path, id_length: int) -> list[bytes]:
         return [path for path, _, _, _, _ in each_entry(data, id_length, version)]
 
 
+def conflicts(index: Path, id_length: int) -> list[bytes]:
+    """The paths of an index that are in conflict, each once; as `paths` otherwise."""
+    with _mapped(index) as (data, _):
+        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
+        if version not in READERS:
+            return []
+        listed = each_entry(data, id_length, version)
+        return list(dict.fromkeys(path for path, _, _, flags, _ in listed if flags & _STAGE))
+
+
 def entries(
     index: Path, paths: Collection[bytes], id_length: int
 ) -> dict[bytes, tuple[int, ObjectID]] | None:

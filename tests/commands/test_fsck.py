@@ -6,8 +6,11 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from heddle.commands import fsck
 
 from .conftest import Heddle
 
@@ -142,3 +145,14 @@ def test_a_database_of_a_newer_heddle(heddle: Heddle, captured: Path) -> None:
     connection.close()
 
     assert heddle("status", "--json", code=78).error["kind"] == "repository_too_new"
+
+
+def test_thousands_of_states_without_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest twenty are told to a person, and how many more there are."""
+    states = [SimpleNamespace(id=b"%040d" % number, message="Old") for number in range(25)]
+    report = SimpleNamespace(problems=[], unnamed=states, checked={"threads": 1})
+    fsck._print(report, [], None, False)
+
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 21
+    assert "5 older states" in said[0] and "--json" in said[0]

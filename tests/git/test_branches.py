@@ -89,6 +89,24 @@ def test_a_switch_is_seen(repo: api.Repository, git: Git) -> None:
     assert heddle.open(repo.path).head == "topic"
 
 
+def test_a_conflict_is_not_captured(repo: api.Repository, git: Git) -> None:
+    """In a rebase that stands at a conflict nothing is captured until git is told how it ends; then it may be."""
+    git("switch", "-q", "-c", "side", "HEAD~1")
+    commit_file(repo.path, "b.txt", "other\n")
+    git("rebase", "main", code=1)
+    inside = heddle.open(repo.path)
+    before = inside.head, state(inside, inside.head)
+    with pytest.raises(DataError, match=r"a rebase, and b\.txt is in conflict") as caught:
+        inside.capture(message="Markers")
+    assert caught.value.exit_code == 65
+    assert before == (inside.head, state(inside, inside.head))
+
+    (repo.path / "b.txt").write_text("both\n")
+    git("add", "b.txt")
+    solved = heddle.open(repo.path).capture(message="Solved").state.id.decode()
+    assert state(repo, "detached") == solved
+
+
 def test_a_rebase_is_seen(repo: api.Repository, git: Git) -> None:
     """After git rebase the thread is at the rewritten commits."""
     git("switch", "-q", "-c", "topic", "HEAD~1")

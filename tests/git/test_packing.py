@@ -14,12 +14,13 @@ from dulwich.objects import ObjectID
 
 import heddle
 from heddle import api
-from heddle.errors import StorageError
+from heddle.errors import ObjectMissing, StorageError
 from heddle.git import packing, remotes
 from heddle.git.cloning import clone
+from heddle.git.export import export
 from heddle.git.pack import pack_pieces
 from heddle.git.packing import packed, to_send
-from heddle.git.pushing import push
+from heddle.git.pushing import PushRejected, push
 
 from .conftest import Git, commit_file, refs, run_git
 from .servers import bare_copy
@@ -257,6 +258,45 @@ def test_a_partial_clone_of_git_s(
 
     assert refs(tmp_path / "empty.git")["refs/heads/main"] == edited[1][-1].decode()
     assert run_git(tmp_path / "empty.git", "fsck", "--strict") == ""
+    repo.close()
+
+
+def test_a_clone_without_trees(
+    edited: tuple[api.Repository, list[ObjectID]], tmp_path: Path
+) -> None:
+    """Where git left trees out, nothing is exported or pushed that lacks what is in them; both say so."""
+    source = bare_copy(edited[0].path, tmp_path / "source.git")
+    run_git(source, "config", "uploadpack.allowFilter", "true")
+    run_git(tmp_path, "clone", "-q", "--filter=tree:0", f"file://{source}", "partial")
+    repo = heddle.init(tmp_path / "partial")
+    remotes.add(repo, "other", str(empty(tmp_path)))
+
+    with pytest.raises(ObjectMissing, match="in no pack"):
+        export(repo, ["main"], to=tmp_path / "exported.git")
+    with pytest.raises(ObjectMissing, match="in no pack"):
+        push(repo, "other")
+    assert refs(tmp_path / "empty.git") == refs(tmp_path / "exported.git") == {}
+    repo.close()
+
+
+@pytest.mark.parametrize("may", ["true", "false"])
+def test_a_shallow_clone_elsewhere(
+    may: str, edited: tuple[api.Repository, list[ObjectID]], tmp_path: Path
+) -> None:
+    """A server that lacks where a shallow clone begins takes it if it may (``receive.shallowUpdate``), or says no."""
+    run_git(tmp_path, "clone", "-q", "--depth=3", f"file://{edited[0].path}", "shallow")
+    repo = heddle.init(tmp_path / "shallow")
+    target = empty(tmp_path)
+    run_git(target, "config", "receive.shallowUpdate", may)
+    remotes.add(repo, "other", str(target))
+    if may == "true":
+        push(repo, "other")
+        assert run_git(target, "rev-list", "--count", "main") == "3"
+        assert run_git(target, "fsck", "--strict") == ""
+    else:
+        with pytest.raises(PushRejected, match="shallow update not allowed"):
+            push(repo, "other")
+        assert refs(target) == {}
     repo.close()
 
 
