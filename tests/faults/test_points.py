@@ -100,6 +100,7 @@ WITHOUT_POINT = {
     "git._remove_abandoned": NEVER_SEEN,
     "git.forget_old": ONE_CALL,
     "git.packs_kept": NEVER_SEEN,
+    "git.remove_abandoned": NEVER_SEEN,
     "git.remove": ONE_CALL,
     "git._make_durable": CALLER,
     "git._make_empty": NEVER_SEEN,
