@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from heddle.errors import Busy, StorageError, Unavailable
@@ -53,15 +55,26 @@ def update(
 
 
 def staged_tree(git: GitDir, environment: Mapping[str, str]) -> ObjectID | None:
-    """What ``git commit`` would record: the tree of an index, written into git; None where it holds a conflict."""
+    """What ``git commit`` would record: the tree of an index, written into git; None where it holds a conflict.
+
+    Git is given a copy: it would lock the index, and whoever works in the checkout would be refused meanwhile.
+    """
+    from tempfile import TemporaryDirectory
+
     from dulwich.objects import ObjectID
 
     command = ["git", f"--git-dir={git.path}", "write-tree"]
     try:
-        done = subprocess.run(
-            command, env=_own(environment), capture_output=True, timeout=_TIMEOUT_S
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        with TemporaryDirectory(prefix="heddle-") as directory:
+            copy = Path(directory, "index")
+            copyfile(git.path / "index", copy)
+            done = subprocess.run(
+                command,
+                env=_own(environment) | {"GIT_INDEX_FILE": str(copy)},
+                capture_output=True,
+                timeout=_TIMEOUT_S,
+            )
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return ObjectID(done.stdout.strip()) if done.returncode == 0 else None
 

@@ -776,6 +776,22 @@ def test_a_reflog_that_lost_its_entries(place: Path, git: Git, forget: str) -> N
     agree(place)
 
 
+def test_the_index_is_looked_at_while_git_has_it(
+    place: Path, repo: api.Repository, git: Git
+) -> None:
+    """To see what is in an index of a mount, nobody takes git's lock on it."""
+    made = commit_file(place, "new", "new\n")
+    git("reflog", "expire", "--expire=now", "--all", at=place)
+    private = Path(git("rev-parse", "--absolute-git-dir", at=place))
+    (private / "heddle-logged").unlink()
+    (private / "index.lock").touch()
+    try:
+        assert heddle.open(repo.path).overlay_base("agent") == made.encode()
+    finally:
+        (private / "index.lock").unlink()
+    agree(place)
+
+
 def test_others_go_on_from_what_git_made(place: Path, repo: api.Repository, git: Git) -> None:
     """A mount follows where its branch was moved on from a commit that git made there, before heddle saw that."""
     git("status", at=place)
