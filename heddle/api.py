@@ -38,7 +38,6 @@ from heddle.mount.lifecycle import Mounted, MountInfo, MountOptions
 from heddle.mount.process import Holder
 from heddle.mount.registry import Session, SessionRecord
 from heddle.mount.runtime import RuntimeDirectory
-from heddle.repo import changes as changed
 from heddle.repo import repository
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from heddle.mount.materialize import Written
     from heddle.mount.parked import Park
     from heddle.mount.sources import Source
+    from heddle.repo import changes as changed
     from heddle.repo.aside import Repair
     from heddle.repo.capture import Captured
     from heddle.repo.changes import Change, NotRecorded
@@ -540,14 +540,15 @@ class Repository(repository.Repository):
         Raises:
             Busy: its session hangs.
         """
+        from heddle.repo.changes import ANOTHER_REPOSITORY
         from heddle.repo.names import overlay_dir
 
         if not overlay_dir(self, thread).is_dir():
             return False
         with unsaved.unsaved(self, thread, self.runtime) as mine:
             found = mine.status()
-        left_out = [one for one in found.not_recorded if one.why == changed.ANOTHER_REPOSITORY]
-        return bool(found.changes or (also_left_out and left_out))
+        left_out = any(one.why == ANOTHER_REPOSITORY for one in found.not_recorded)
+        return bool(found.changes) or (also_left_out and left_out)
 
     def _tell_mount(self, thread: str) -> bool:
         """A thread was moved from the working directory: a live mount of it follows if it can.
@@ -634,12 +635,14 @@ class Repository(repository.Repository):
     @contextmanager
     def _here(self) -> Iterator[_Here]:
         """What is unsaved in the place that we are in."""
-        from heddle.repo import worktree
+        from heddle.repo.changes import Status as Unsaved
 
-        nothing = changed.Status((), 0, ())
+        nothing = Unsaved((), 0, ())
         if self.mountpoint is None and self.git is not None and self.git.bare:
             yield _Here(self.worktree_base(), nothing, self._reading)
         elif self.mountpoint is None:
+            from heddle.repo import worktree
+
             found = worktree.status(self)
             yield _Here(self.worktree_base(), found, self._reading)
         elif self.shown is not None:

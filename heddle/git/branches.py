@@ -480,16 +480,10 @@ class _Comparison:
 
     def _adopt_overtaken(self) -> None:
         """Have mounts be relative to what git in them made, so that they can follow those who went on from there."""
-        assert self._adopt is not None or not self._overtaken
         for name, made in self._overtaken.items():
-            try:
-                self._adopt(name, made, None)  # type: ignore[misc]
-            except HeddleError as error:
-                self.step.problems[name] = error
+            if not self._has_taken(name, made, None):
                 self._moves = [move for move in self._moves if move.name != name]
                 self._new_rows.pop(name, None)
-            else:
-                self._mounts[name].base = made
 
     def _follow(self, head: str | None, worktree: tuple[ObjectID | None] | None) -> None:
         if not self._moves and head is None and worktree is None:
@@ -514,13 +508,22 @@ class _Comparison:
     def _have_adopted(
         self, name: str, commit: ObjectID | None, moved_from: tuple[ObjectID | None] | None
     ) -> bool:
+        """Have a mount stay at a commit; whether it does."""
+        if not self._has_taken(name, commit, moved_from):
+            return False
+        self.step.adopted.add(name)
+        return True
+
+    def _has_taken(
+        self, name: str, commit: ObjectID | None, moved_from: tuple[ObjectID | None] | None
+    ) -> bool:
+        """Have a mount be relative to a commit; whether it is."""
         assert self._adopt is not None
         try:
             self._adopt(name, commit, moved_from)
         except HeddleError as error:
             self.step.problems[name] = error
             return False
-        self.step.adopted.add(name)
         self._mounts[name].base = commit
         return True
 

@@ -66,10 +66,8 @@ def missing_with_paths(
     shallow: Set[bytes] = frozenset(),
 ) -> tuple[list[bytes], dict[bytes, bytes]]:
     """As `missing_objects`, and by id where each tree and blob was found first, a tree with a slash behind it."""
-    walk = _Walk(store, has, shallow)
-    walk.paths = {}
-    walk.run(to_raw(tip, store.id_length) for tip in tips)
-    return walk.all(), walk.paths
+    paths: dict[bytes, bytes] = {}
+    return _walked(store, tips, has, shallow, paths).all(), paths
 
 
 def objects_below(store: ObjectStore, tops: Iterable[bytes]) -> list[bytes]:
@@ -192,8 +190,9 @@ def _walked(
     tips: Iterable[bytes],
     has: Callable[[bytes], bool] | None = None,
     shallow: Set[bytes] = frozenset(),
+    paths: dict[bytes, bytes] | None = None,
 ) -> _Walk:
-    walk = _Walk(store, has or (lambda raw_id: False), shallow)
+    walk = _Walk(store, has or (lambda raw_id: False), shallow, paths)
     walk.run(to_raw(tip, store.id_length) for tip in tips)
     return walk
 
@@ -202,13 +201,17 @@ class _Walk:
     """A walk from tips to blobs that reads every commit and tree once, and no blob."""
 
     def __init__(
-        self, store: Objects, has: Callable[[bytes], bool], shallow: Set[bytes] = frozenset()
+        self,
+        store: Objects,
+        has: Callable[[bytes], bool],
+        shallow: Set[bytes],
+        paths: dict[bytes, bytes] | None,
     ) -> None:
         self._store = store
         self._has = has
         self._shallow = {to_raw(id, store.id_length) for id in shallow}
         self._seen: set[bytes] = set()
-        self.paths: dict[bytes, bytes] | None = None
+        self._paths = paths
         self.history: list[bytes] = []
         self.trees: list[bytes] = []
         self.blobs: list[bytes] = []
@@ -254,7 +257,8 @@ class _Walk:
             raise _gone(raw_id)  # or it would be fetched by itself, as thousands of others then
         self.trees.append(raw_id)
         below = []
-        here = None if self.paths is None else self.paths.get(raw_id, b"")
+        paths = self._paths
+        here = b"" if paths is None else paths.get(raw_id, b"")
         for name, mode, hex_id in self._store.tree_entries(raw_id):
             child = bytes.fromhex(hex_id.decode())
             if mode == 0o040000:
@@ -262,8 +266,8 @@ class _Walk:
                 name += b"/"
             elif mode != GITLINK and self._is_new(child):
                 self.blobs.append(child)
-            if self.paths is not None and here is not None:
-                self.paths.setdefault(child, here + name)
+            if paths is not None:
+                paths.setdefault(child, here + name)
         return below
 
 

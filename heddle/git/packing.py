@@ -7,7 +7,6 @@ Where git is missing or fails, and for a few objects that git has not, the pack 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from heddle.objects.askgit import bare_environment, make_bare
 from heddle.objects.gitdir import GitObjects
 from heddle.objects.gitformat import to_hex, to_raw
 from heddle.repo import log
+from heddle.repo.locks import directory_locked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -136,16 +136,14 @@ def _of_git(
     if repo.git is None:
         raise _NotByGit
     with closing(GitObjects(repo.git.objects, repo.object_format)) as have:
-        if have.is_partial or not all(
-            have.holds(to_raw(id, repo.store.id_length)) for id in wanted
-        ):
+        held = {id for id in (*wanted, *there) if have.holds(to_raw(id, repo.store.id_length))}
+        if have.is_partial or not held.issuperset(wanted):
             raise _NotByGit
-        known = [id for id in there if have.holds(to_raw(id, repo.store.id_length))]
     with _place(repo) as place:
         if repo.shallow:
             (place / "shallow").write_bytes(b"\n".join(repo.shallow) + b"\n")
         options = ["--revs", *([] if b"no-thin" in offered else ["--thin"])]
-        lines = [*wanted, *(b"^" + id for id in known)]
+        lines = [*wanted, *(b"^" + id for id in held.intersection(there))]
         yield from _pieces(place, options, offered, lines, progress)
 
 
@@ -170,20 +168,9 @@ def _place(repo: Repository) -> Iterator[Path]:
     remove_abandoned(repo)
     with TemporaryDirectory(prefix=_PREFIX, dir=repo.heddle_dir / "objects") as directory:
         place = Path(directory)
-        with _locked(place):
+        with directory_locked(place):
             make_bare(place, repo.store.id_length, None if repo.git is None else repo.git.objects)
             yield place
-
-
-@contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Hold a directory for the block; raises BlockingIOError where somebody else does."""
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(fd)
 
 
 def remove_abandoned(repo: Repository) -> None:
@@ -191,7 +178,7 @@ def remove_abandoned(repo: Repository) -> None:
     for path in (repo.heddle_dir / "objects").glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if path.stat().st_mtime < time.time() - _BEING_MADE_S:
-                with _locked(path):
+                with directory_locked(path, wait=False):
                     shutil.rmtree(path, ignore_errors=True)
 
 

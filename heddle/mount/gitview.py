@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from heddle.mount.depth import any_depth
 from heddle.mount.journal import Changes, Journal
 from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
-from heddle.repo import gitindex, keptindex, linked
+from heddle.repo import gitindex, gitstage, keptindex, linked
 from heddle.repo.gitindex import Listed
 from heddle.repo.statcache import collector_paused
 
@@ -42,7 +43,6 @@ _MONITORED_FILES = "2000"
 _AS_MANY_FILES = 4
 """What a directory counts as: git looks at each as well, for what it does not know."""
 _LISTED_AHEAD = 10_000  # files: 80 ms
-_COUNT = slice(8, 12)  # in the header of an index
 _SECOND_NS = 1_000_000_000
 
 
@@ -232,7 +232,7 @@ class GitView:
                     log.warning("no index for git: %s", error)
 
     def _note_logged(self) -> None:
-        length = self.linked.log_length()
+        length = linked.log_length(self.linked.git.path)
         if length != self._log_length:
             self._log_length = length
             with suppress(OSError):
@@ -252,10 +252,10 @@ class GitView:
         """Whether the main checkout's index, which the listing begins with, is there and not a large one."""
         try:
             with (self.linked.git.common / "index").open("rb") as index:
-                count = index.read(_COUNT.stop)[_COUNT]
-        except OSError:
+                count: int = gitstage.HEADER.unpack(index.read(gitstage.HEADER.size))[2]
+        except (OSError, struct.error):
             return False
-        return 0 < int.from_bytes(count, "big") <= _LISTED_AHEAD
+        return 0 < count <= _LISTED_AHEAD
 
     def _tree(self) -> ObjectID | None:
         base = self._overlay.base

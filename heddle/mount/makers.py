@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from heddle.attribution import Agent, agent_of
 from heddle.mount.fsmonitor import command_of, words_of
 from heddle.mount.process import ProcessIdentity
+from heddle.repo.linked import log_length
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -53,6 +54,7 @@ class Makers:
     """
 
     def __init__(self, private: Path, defaults: Mapping[str, str]) -> None:
+        self._private = private
         self._log = private / "logs" / "HEAD"
         self._memory = private / _MEMORY
         self._default = agent_of({}, defaults)
@@ -82,10 +84,7 @@ class Makers:
             os.rename(temporary, self._memory)
 
     def _size(self) -> int:
-        try:
-            return self._log.stat().st_size
-        except OSError:
-            return 0
+        return log_length(self._private)
 
     def note(self, pid: int) -> None:
         """A process opened ``.git``; the last that may commit is the maker of what comes next."""

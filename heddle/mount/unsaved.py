@@ -17,7 +17,6 @@ from heddle.mount import control, ending, mountpoint, registry, wire
 from heddle.mount.registry import Session
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.repo import linked
-from heddle.repo.changes import Status
 from heddle.repo.names import overlay_dir
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from heddle.mount.overlay import Overlay
     from heddle.mount.sources import Source
     from heddle.repo.capture import Captured
-    from heddle.repo.changes import Change
+    from heddle.repo.changes import Change, Status
     from heddle.repo.repository import Repository
 
 _LAST_BYTES = "open for writing, and closed to us by its mode: its last bytes may be missing"
@@ -220,6 +219,8 @@ class _Live:
         self.base = repo.overlay_base(session.thread)
 
     def status(self) -> Status:
+        from heddle.repo.changes import Status
+
         self.flush()
         found: list[Any] = []
         said = control.call(self._socket, "status", part=found.extend)

@@ -217,15 +217,13 @@ class GitObjects:
     @contextmanager
     def asking_sizes(self, raw_ids: Sequence[bytes]) -> Iterator[Callable[[], dict[bytes, int]]]:
         """As `ObjectStore.asking_sizes`; of very many objects in packs, stock git is asked."""
-        if len(raw_ids) < _MANY:
+        is_many = len(raw_ids) >= _MANY
+        packed = [raw_id for raw_id in raw_ids if is_many and not self._is_loose(raw_id)]
+        if len(packed) < _MANY:
             yield lambda: dict(self._sizes(raw_ids))
             return
-        loose = {raw_id for raw_id in raw_ids if self._is_loose(raw_id)}
-        others = [raw_id for raw_id in raw_ids if raw_id not in loose]
-        if len(others) < _MANY:
-            yield lambda: dict(self._sizes(raw_ids))
-            return
-        with self._asking_git(others) as told:
+        loose = set(raw_ids).difference(packed)
+        with self._asking_git(packed) as told:
             yield lambda: dict(self._sizes(loose)) | told()
 
     @contextmanager

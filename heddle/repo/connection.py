@@ -27,7 +27,7 @@ _ROOM_BYTES = 64 << 10  # for the log and the index of it (sqlite.org/wal.html)
 
 REPAIR_HINT = "heddle fsck --repair makes a new one of all that is left, and keeps this one aside"
 _NO_WRITE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 class Connection:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from dulwich.objects import ObjectID
-from dulwich.refs import SYMREF, DiskRefsContainer, Ref
+from dulwich.refs import SYMREF, DiskRefsContainer, Ref, is_per_worktree_ref
 
 from heddle.errors import StorageError
 
@@ -19,9 +19,6 @@ _HEX_DIGITS = b"0123456789abcdef"
 _PART = rb"[A-Za-z0-9_+=-]+(?:\.(?!lock(?:/|\Z))[A-Za-z0-9_+=-]+)*"
 _PLAIN = re.compile(rb"refs(?:/%b)+" % _PART)
 """Names that git-check-ref-format(1) takes; not all that it takes."""
-
-
-_PER_CHECKOUT = (b"refs/bisect/", b"refs/worktree/", b"refs/rewritten/")
 
 
 class RefFiles(DiskRefsContainer):
@@ -34,7 +31,7 @@ class RefFiles(DiskRefsContainer):
 
     def __init__(self, common: Path, path: Path) -> None:
         super().__init__(common, path)
-        self._common, self._path = common, path
+        self._common, self._checkout = common, path
 
     def read_loose_ref(self, name: Ref) -> bytes | None:
         """What a ref's own file holds; None where there is none.
@@ -54,9 +51,8 @@ class RefFiles(DiskRefsContainer):
         return held
 
     def _place(self, name: bytes) -> Path:
-        """The directory that a ref's file is in (gitrepository-layout(5), "refs")."""
-        is_shared = name.startswith(b"refs/") and not name.startswith(_PER_CHECKOUT)
-        return self._common if is_shared else self._path
+        """The directory that a ref's file is in."""
+        return self._checkout if is_per_worktree_ref(name) else self._common
 
     def get_packed_refs(self) -> dict[Ref, ObjectID]:
         """What ``packed-refs`` holds; an empty file holds nothing, as for git."""

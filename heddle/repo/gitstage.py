@@ -162,21 +162,22 @@ def paths(index: Path, id_length: int) -> list[bytes]:
         index: git's index.
         id_length: bytes of an id.
     """
-    with _mapped(index) as (data, _):
-        version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
-        if version not in READERS:
-            return []
-        return [path for path, _, _, _, _ in each_entry(data, id_length, version)]
+    return [path for path, _ in _flagged(index, id_length)]
 
 
 def conflicts(index: Path, id_length: int) -> list[bytes]:
     """The paths of an index that are in conflict, each once; as `paths` otherwise."""
+    staged = (path for path, flags in _flagged(index, id_length) if flags & _STAGE)
+    return list(dict.fromkeys(staged))
+
+
+def _flagged(index: Path, id_length: int) -> Iterator[tuple[bytes, int]]:
+    """The path and flags of each entry of an index of a known version."""
     with _mapped(index) as (data, _):
         version = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
-        if version not in READERS:
-            return []
-        listed = each_entry(data, id_length, version)
-        return list(dict.fromkeys(path for path, _, _, flags, _ in listed if flags & _STAGE))
+        if version in READERS:
+            for path, _, _, flags, _ in each_entry(data, id_length, version):
+                yield path, flags
 
 
 def entries(

@@ -122,13 +122,6 @@ class Linked(NamedTuple):
             faults.reach("linked.before-agreed")
             os.rename(temporary, self.git.path / AGREED)
 
-    def log_length(self) -> int:
-        """How long HEAD's reflog is, in bytes; 0: there is none."""
-        try:
-            return (self.git.path / "logs" / "HEAD").stat().st_size
-        except OSError:
-            return 0
-
     def note_logged(self) -> None:
         """Note where git's last command here left HEAD, in case the reflog's entries expire; not durable."""
         logged = self.last_logged()
@@ -198,6 +191,14 @@ class Linked(NamedTuple):
             return _read(self.git.path / LOGGED)
         words = lines[-1].split(b" ", 2) if lines else []
         return words[1] if len(words) > 1 else None
+
+
+def log_length(path: Path) -> int:
+    """How long HEAD's reflog in a private directory is, in bytes; 0: there is none."""
+    try:
+        return (path / "logs" / "HEAD").stat().st_size
+    except OSError:
+        return 0
 
 
 # which there are

@@ -14,11 +14,15 @@ from pathlib import Path
 
 
 @contextmanager
-def directory_locked(path: Path) -> Iterator[None]:
-    """Hold a directory's lock for the block; waits for whoever has it, who needs milliseconds."""
+def directory_locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a directory's lock for the block.
+
+    Args:
+        wait: for whoever has it, who needs milliseconds; otherwise that is a BlockingIOError.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(fd)

@@ -21,6 +21,7 @@ from heddle.git.export import export
 from heddle.git.pack import pack_pieces
 from heddle.git.packing import packed, to_send
 from heddle.git.pushing import PushRejected, push
+from heddle.repo.locks import directory_locked
 
 from .conftest import Git, commit_file, refs, run_git
 from .servers import bare_copy
@@ -236,7 +237,7 @@ def test_what_a_killed_push_left(edited: tuple[api.Repository, list[ObjectID]]) 
         (place / "objects").mkdir(parents=True)
     for place in (dead, held):
         os.utime(place, (0, time.time() - 100))
-    with packing._locked(held):
+    with directory_locked(held):
         sizes(repo, [], OFFERED)
         assert [place.exists() for place in (dead, held, new)] == [False, True, True]
     repo.collect()
