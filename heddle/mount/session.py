@@ -747,18 +747,21 @@ class _Session:
     def _make_kernel_forget(self, directory: int, name: bytes, node: int) -> None:
         """A file has to be said to be deleted: with the write-back cache its size is the kernel's own until then.
 
-        A directory that is still one only loses the name; its inode is somebody's working directory perhaps.
+        A directory that is still one only loses the name; its inode is somebody's working directory perhaps. Of a name
+        that the kernel did not know it forgets nothing, not even how many links the directory above has.
         """
+        from contextlib import suppress
+
         import pyfuse3
 
         from heddle.mount.nodes import DirNode
 
         is_directory = isinstance(self._overlay.core.nodes.get(node), DirNode)
-        deleted = pyfuse3.InodeT(0 if is_directory else node)
-        try:
-            pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), name, deleted)
-        except OSError:
-            pass  # the kernel did not know it
+        deleted, above = pyfuse3.InodeT(0 if is_directory else node), pyfuse3.InodeT(directory)
+        with suppress(OSError):  # the kernel did not know it
+            pyfuse3.invalidate_entry(above, name, deleted)
+        with suppress(OSError):
+            pyfuse3.invalidate_inode(above, attr_only=True)
 
     def _stop(self, request: Message, _emit: Emit) -> Message:
         """End without a mount in the name space of who asks: what others still hold open gets ENOTCONN.

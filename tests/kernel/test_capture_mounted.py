@@ -375,6 +375,21 @@ def test_a_mount_follows_its_thread(repo: api.Repository, mounted: Any) -> None:
     assert list(heddle.open(done.mountpoint).status().changes) == []
 
 
+def test_a_file_that_became_a_directory_elsewhere(repo: api.Repository, mounted: Any) -> None:
+    """The directory above has one more link, also where the kernel had never heard of the name."""
+    (repo.path / "f").write_text("1\n")
+    repo.capture(message="one")
+    place = mounted("main", create=False).mountpoint
+    before = place.stat().st_nlink
+    (repo.path / "f").unlink()
+    (repo.path / "f").mkdir()
+    (repo.path / "f" / "g").write_text("2\n")
+    repo.capture(message="two")
+
+    assert place.stat().st_nlink == before + 1
+    assert (place / "f" / "g").read_text() == "2\n"
+
+
 # crashes of the session on the way
 
 
