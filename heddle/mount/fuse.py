@@ -632,7 +632,8 @@ class Operations(_Handlers):
                 continue
             if child is None:
                 continue
-            entry = entry_attributes(core.attrs_of(child))
+            told = _nameless if isinstance(child, PinnedFile) else entry_attributes
+            entry = told(core.attrs_of(child))
             if not pyfuse3.readdir_reply(token, name, entry, number + 1):
                 core.drop_if_unused(child)
                 return

@@ -12,24 +12,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from heddle.attribution import Agent
 from heddle.errors import DataError, HeddleError, NotMounted
-from heddle.mount import everything, fsmonitor
-from heddle.mount.depth import any_depth
+from heddle.mount import everything, foretold, fsmonitor
 from heddle.mount.journal import Changes, Journal
 from heddle.mount.listing import Listing
 from heddle.mount.makers import Makers
-from heddle.repo import gitindex, gitstage, keptindex, linked
+from heddle.repo import gitindex, keptindex, linked, worktreeconfig
 from heddle.repo.gitindex import Listed
-from heddle.repo.statcache import collector_paused
+from heddle.repo.keptindex import Kept
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -42,7 +40,6 @@ NAME = b".git"
 _MONITORED_FILES = "2000"
 _AS_MANY_FILES = 4
 """What a directory counts as: git looks at each as well, for what it does not know."""
-_LISTED_AHEAD = 10_000  # files: 80 ms
 _SECOND_NS = 1_000_000_000
 
 
@@ -59,15 +56,18 @@ class GitView:
         mine: linked.Linked,
         held: linked.Held,
         agent: Mapping[str, str],
+        command: IO[bytes] | None,
     ) -> None:
         self.linked = mine
         self._held = held
         self._overlay = overlay
         self._can_be_asked = False
-        self._ahead: tuple[str, Listed] | None = None
+        self._ahead: tuple[str, Kept] | None = None
         self._log_length = 0
         self._makers = Makers(mine.git.path, agent)
         self._lock = threading.Lock()
+        self._command = command
+        self._hearing = threading.Lock()
 
     @classmethod
     def begin(
@@ -78,6 +78,7 @@ class GitView:
         thread: str | None,
         *,
         agent: Mapping[str, str],
+        command: IO[bytes] | None = None,
     ) -> GitView | None:
         """Make git work in a mount that is about to be.
 
@@ -87,6 +88,7 @@ class GitView:
             mountpoint: where.
             thread: None for a read-only mount.
             agent: defaults for which model works in it, by key.
+            command: that makes the mount, and may tell (``foretold``).
 
         Returns:
             None where it can't: not on git, nothing to be at, git's directory can't be written. A mount works without.
@@ -101,7 +103,7 @@ class GitView:
             return None
         if taken is None:
             return None
-        view = cls(overlay, *taken, agent)
+        view = cls(overlay, *taken, agent, command)
         overlay.git_index = view.linked.git.path / "index"
         view._can_be_asked = overlay.core.pin_answer(fsmonitor.NAME, view._asked)
         view._resume()
@@ -221,6 +223,7 @@ class GitView:
 
     def _opened(self, pid: int) -> None:
         """Somebody begins to use git: have an index for it, and note who it is."""
+        self.hear()
         with self._lock:
             self._makers.note(pid)
             self._note_logged()
@@ -239,23 +242,37 @@ class GitView:
                 self.linked.note_logged()
 
     def list_ahead(self) -> None:
-        """Put together what the first git command here would wait for, unless that takes long; not in the loop."""
+        """Have at hand what the first git command here would wait for, unless that takes long; not in the loop."""
         with self._lock:
-            if self.linked.has_index or not self._is_soon_listed():
+            if self.linked.has_index:
                 return
             try:
-                self._listed(self._tree())
+                files = foretold.count_files(self.linked.git)
+                if self._ahead is None and files and files <= foretold.TOLD:
+                    self._listed(self._tree())
+                if self._ahead is not None and self._is_large(self._ahead[1].listed):
+                    worktreeconfig.may_be_on(self.linked.git)  # loads what it takes
             except (OSError, HeddleError) as error:
                 log.debug("nothing is listed for git ahead: %s", error)
 
-    def _is_soon_listed(self) -> bool:
-        """Whether the main checkout's index, which the listing begins with, is there and not a large one."""
-        try:
-            with (self.linked.git.common / "index").open("rb") as index:
-                count: int = gitstage.HEADER.unpack(index.read(gitstage.HEADER.size))[2]
-        except (OSError, struct.error):
-            return False
-        return 0 < count <= _LISTED_AHEAD
+    def hear(self) -> None:
+        """Wait for what the command tells that made the mount; not in the loop."""
+        with self._hearing:
+            if self._command is None:
+                return
+            with self._command:
+                told = foretold.hear(self._command)
+            self._command = None
+            if told is not None:
+                lower = self._overlay.core.lower
+                lower.keep_sizes(told.sizes)
+                lower.keep_counts(told.kept.counts)
+                self._remember(told.name, told.kept)
+
+    def _remember(self, name: str, kept: Kept) -> None:
+        self._ahead = name, kept
+        if self._is_large(kept.listed):
+            keptindex.save(self._kept, name, kept)
 
     def _tree(self) -> ObjectID | None:
         base = self._overlay.base
@@ -308,19 +325,20 @@ class GitView:
         )
         look = listing.look_at_root()
         is_fresh = tree is not None and look.lower == tree and not look.names
-        place = self._overlay.repo.heddle_dir / "gitindex"
-        name = keptindex.name_of(tree, core.time_ns, core.uid, core.gid, core.lower.object_format)
-        known = self._ahead[1] if self._ahead and self._ahead[0] == name else None
-        if is_fresh and (listed := known or keptindex.load(place, name)) is not None:
-            return listed, look.status if look.settled else None
-        with any_depth(), collector_paused():
-            root = listing.run(look, tree)
-            listed = gitindex.collect(listing.entries, root)
+        name = "" if tree is None else listing.name_of(tree)
+        ahead = self._ahead[1] if self._ahead and self._ahead[0] == name else None
+        if is_fresh and (known := ahead or keptindex.load(self._kept, name)) is not None:
+            core.lower.keep_counts(known.counts)
+            return known.listed, look.status if look.settled else None
+        root = listing.run(look, tree)
+        listed = gitindex.collect(listing.entries, root)
         if is_fresh and listing.knew_all:
-            self._ahead = name, listed
-            if self._is_large(listed):
-                keptindex.save(place, name, listed)
+            self._remember(name, Kept(listed, listing.counts))
         return listed, root.status
+
+    @property
+    def _kept(self) -> Path:
+        return self._overlay.repo.heddle_dir / keptindex.DIRECTORY
 
 
 def _outlasted(time_ns: int) -> bool:

@@ -10,7 +10,7 @@ session, because a session holds the lock of the thread's overlay.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from heddle.errors import (
     ThreadNotFound,
     UsageError,
 )
-from heddle.mount import control, ending, mountinfo, mountpoint, registry
+from heddle.mount import control, ending, foretold, mountinfo, mountpoint, registry
 from heddle.mount.registry import Crash, Session, SessionRecord, SessionState
 from heddle.mount.runtime import RuntimeDirectory
 from heddle.mount.starting import Starting
@@ -469,13 +469,29 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
         faults.reach("mount.before-start")
         if starting is None:
             return _serve_here(repo, plan, request)
-        said = starting.finish(request)
+        ahead = _ahead(repo, plan)
+        said = starting.finish(request, ahead.tell)
     except BaseException:
         if plan.makes_thread and not plan.started:
             _unmake_thread(repo, plan)
         raise
     _started(repo, plan)
+    if ahead.look:
+        foretold.look_around(plan.place)
     return _mounted(said)
+
+
+def _ahead(repo: Repository, plan: _Plan) -> foretold.Ahead:
+    """What is done ahead for a mount; what is wrong with the repository is for the session to find."""
+    if plan.recover:
+        return foretold.Ahead()
+    with suppress(HeddleError, OSError):
+        thread, state = plan.thread, plan.state
+        if thread is not None and not plan.makes_thread:
+            had = repo.database.has_overlay(thread)
+            state = repo.overlay_base(thread) if had else repo.threads.get(thread).state
+        return foretold.for_mount(repo, thread, state)
+    return foretold.Ahead()
 
 
 def _unmake_thread(repo: Repository, plan: _Plan) -> None:
@@ -514,7 +530,7 @@ def _serve_here(repo: Repository, plan: _Plan, request: Request) -> Mounted:
         assert plan.options.foreground is not None
         plan.options.foreground(told[0])
 
-    if session.run(request, ready, foreground=True) != 0:
+    if session.run(request, ready) != 0:
         raise StaleMount(
             f"the session of {plan.place} ended and left it dead", hint=f"heddle mount {plan.spec}"
         )

@@ -1,7 +1,7 @@
 """What git's index says of a mount: every file and directory of a tree, with what the view shows in its place.
 
-Owns how it is listed: what is in the upper is looked at in the loop, the rest is known from the tree
-(``held.py``, or directory by directory). The bytes are ``repo/gitindex.py``'s, when they are written ``gitview.py``'s.
+Owns what is in the upper, which is looked at in the loop; the rest is known from the tree (``captured.py``). The bytes
+are ``repo/gitindex.py``'s, when they are written ``gitview.py``'s.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from heddle.mount import held
+from heddle.mount.captured import CapturedListing
 from heddle.mount.everything import InLoop
-from heddle.mount.held import Held
-from heddle.mount.lower import GITLINK, is_safe_name
 from heddle.mount.nodes import DirNode, FileNode
+from heddle.mount.numbers import lower_number
 from heddle.mount.shell import Attrs
 from heddle.mount.snapshot import found
-from heddle.mount.view import low_number, lower_number
-from heddle.objects.gitformat import to_hex
 from heddle.repo import gitindex
-from heddle.repo.cachetree import File
 from heddle.repo.gitindex import NO_STAT, Directory
 
 if TYPE_CHECKING:
@@ -32,13 +28,6 @@ if TYPE_CHECKING:
 
     from heddle.mount.core import ContentAddressedMount
 
-_LOW = 0xFFFFFFFF
-_DIRECTORY_LENGTH = (4096).to_bytes(4, "big")
-_NO_LENGTH = bytes(4)
-_GITLINK = GITLINK.to_bytes(4, "big")
-_REGULAR = 0o100000 >> 12
-_UNREAD, _UNREAD_OF = 64, 16
-"""An index will not do that lacks more directories than this and one in so many of those that it has."""
 _AT_ONCE = 256  # names looked at between two turns of the loop
 _SETTLED_NS = 50_000_000
 """How old a change has to be to be told from a later one by its time: clocks tick every few milliseconds."""
@@ -71,19 +60,7 @@ class _Shown(NamedTuple):
     status: bytes
 
 
-class _Open:
-    """A directory that shows a tree as it is, while what is in it is listed."""
-
-    __slots__ = ("first", "ino", "inside", "modules", "name", "path", "rules", "tree")
-
-    def __init__(self, path: bytes, name: bytes, tree: bytes | None, ino: int, first: int) -> None:
-        self.path, self.name, self.tree, self.ino, self.first = path, name, tree, ino, first
-        self.inside: list[Directory] = []
-        self.modules = 0
-        self.rules: bytes | None = None
-
-
-class Listing:
+class Listing(CapturedListing):
     """Everything that a tree holds, with what the view shows of it.
 
     The view belongs to the loop: what has a place in the upper is looked at there, a few names at a time, the rest is
@@ -92,11 +69,7 @@ class Listing:
     Args:
         core: the view.
         in_loop: runs a function where nothing else changes the view.
-        index: another index of git's, of which much may be true here too; None: there is none.
-
-    Attributes:
-        entries: the index's entries, as ``gitindex.entry``.
-        knew_all: whether the size of every captured file was known.
+        index: as in ``CapturedListing``.
     """
 
     def __init__(
@@ -106,64 +79,22 @@ class Listing:
         *,
         index: Path | None = None,
     ) -> None:
+        super().__init__(core.lower, core.time_ns, core.uid, core.gid, index=index)
         self._core = core
-        self._lower = core.lower
-        self._id_length = core.lower.store.id_length
         self._in_loop = in_loop
-        self._index = index
-        self._held: Held | None = None
-        self._has_asked_git = False
-        self._unread_left = 0
-        self._base: ObjectID | None = None
-        usual = gitindex.stat_bytes(0, 0, core.uid, core.gid, 0, core.time_ns, core.time_ns)
-        self._times, self._owner = usual[:20], usual[28:36]
         self._now_ns = time.time_ns()
-        self._unsized: list[tuple[int, bytes]] = []  # which entry has to get the size of which blob
-        self._counts: dict[ObjectID, int] = {}  # of the directories in each
-        self.entries: list[bytes] = []
-        self.knew_all = True
 
     def look_at_root(self) -> Look:
         """What `run` begins with."""
         return self._look(b"")
 
     def run(self, look: Look, tree: ObjectID | None) -> Directory:
-        """List it; returns its root."""
-        self._base = tree
-        files: list[File] = []
-        if self._index is not None:
-            self._held = held.by_index(self._index, self._id_length)
-        if self._held is not None:
-            self._unread_left = _UNREAD + len(self._held) // _UNREAD_OF
-            files = self._held.files
-        ids = [rest[: self._id_length] for _, mode, rest in files if mode != _GITLINK]
-        with self._lower.asking_sizes(ids) as told:
+        """List it, and keep what will be asked of what is in it; returns its root."""
+        with self._listing(tree):
             root = self._seen(b"", b"", look, tree)
-            self._fill_in(told())
-        self._lower.keep_counts(self._counts)
+        self._lower.keep_sizes(self.sizes)
+        self._lower.keep_counts(self.counts)
         return root
-
-    def _fill_in(self, sizes: dict[bytes, int]) -> None:
-        """Put sizes into the entries of captured files, and keep them for whoever looks these up.
-
-        Args:
-            sizes: those that are known, by binary id; the others are asked for.
-        """
-        if self._held is not None:
-            sizes |= self._held.sizes
-        left = [id for id in {id for _, id in self._unsized} if id not in sizes]
-        learned = zip(left, self._lower.learn_sizes(list(map(to_hex, left))), strict=True)
-        sizes |= {id: size for id, size in learned if size is not None}
-        entries = self.entries
-        for number, id in self._unsized:
-            before = entries[number]
-            size = sizes.get(id)
-            if size is None:
-                self.knew_all = False
-                entries[number] = b"".join((NO_STAT[:24], before[24:28], NO_STAT[28:], before[40:]))
-            else:
-                entries[number] = b"".join((before[:36], _length(size), before[40:]))
-        self._lower.keep_sizes({to_hex(id): sizes[id] for _, id in self._unsized if id in sizes})
 
     # directories
 
@@ -250,101 +181,6 @@ class Listing:
             inside=sorted(inside, key=lambda one: one.name),
         )
 
-    # what shows a tree as it is
-
-    def _captured(self, path: bytes, name: bytes, ino: int, tree: ObjectID) -> Directory:
-        """A directory that shows a tree as it is, and all below it."""
-        if (found := self._holder(path, tree)) is not None:
-            return self._copied(found, _Open(path, name, unhexlify(tree), ino, len(self.entries)))
-        one = _Open(path, name, unhexlify(tree), ino, len(self.entries))
-        for each, mode, id in self._lower.all_entries(tree):
-            if not is_safe_name(each):
-                one.tree = None
-                continue
-            number = lower_number(ino, each)
-            if stat.S_ISDIR(mode):
-                one.inside.append(self._captured(path + each + b"/", each, number, id))
-                continue
-            if each == b".gitignore" and stat.S_ISREG(mode):
-                one.rules = unhexlify(id)
-            one.modules += mode == GITLINK
-            self._captured_file(path + each, mode, unhexlify(id), number)
-        return self._closed(one)
-
-    def _holder(self, path: bytes, tree: ObjectID) -> Held | None:
-        """What holds all below a directory; where the index that is at hand does not do, stock git lists the base."""
-        if self._held is not None and self._held.id(path) == unhexlify(tree):
-            return self._held
-        self._unread_left -= 1
-        if self._has_asked_git or self._unread_left >= 0 or self._base is None:
-            return None
-        self._has_asked_git = True
-        self._held = held.by_git(self._lower.store, self._base)
-        return self._holder(path, tree)
-
-    def _copied(self, source: Held, outer: _Open) -> Directory:
-        """The same from what somebody holds: only stats are other ones."""
-        entries, times, length = self.entries, self._times, self._id_length
-        end_of_stat = self._owner + _NO_LENGTH
-        under_way = [outer]
-        here, prefix = outer, outer.ino.to_bytes(8, "little")
-        for path, mode, rest in source.below(outer.path):
-            end = path.rfind(b"/") + 1
-            if path[:end] != here.path:
-                here = self._move_to(under_way, path[:end], source)
-                prefix = here.ino.to_bytes(8, "little")
-            name = path[end:]
-            if name == b".gitignore" and mode[2] >> 4 == _REGULAR:
-                here.rules = rest[:length]
-            if mode == _GITLINK:  # git looks at none of a submodule
-                here.modules += 1
-                entries.append(b"".join((NO_STAT[:24], mode, NO_STAT[28:], rest)))
-                continue
-            self._unsized.append((len(entries), rest[:length]))
-            entries.append(b"".join((times, low_number(prefix, name), mode, end_of_stat, rest)))
-        while len(under_way) > 1:
-            self._close(under_way)
-        return self._closed(outer)
-
-    def _move_to(self, under_way: list[_Open], directory: bytes, source: Held) -> _Open:
-        """Close the directories that another one is not in, and open it and those above it."""
-        while not directory.startswith(under_way[-1].path):
-            self._close(under_way)
-        here = under_way[-1]
-        while here.path != directory:
-            end = directory.index(b"/", len(here.path))
-            name, path = directory[len(here.path) : end], directory[: end + 1]
-            ino = lower_number(here.ino, name)
-            here = _Open(path, name, source.id(path), ino, len(self.entries))
-            under_way.append(here)
-        return here
-
-    def _close(self, under_way: list[_Open]) -> None:
-        one = under_way.pop()
-        under_way[-1].inside.append(self._closed(one))
-
-    def _closed(self, one: _Open) -> Directory:
-        if one.tree is not None:
-            self._counts[to_hex(one.tree)] = len(one.inside) + one.modules
-        place = (self._times, _low(one.ino), bytes(4), self._owner, _DIRECTORY_LENGTH)
-        return Directory(
-            name=one.name,
-            tree=one.tree,
-            entries=len(self.entries) - one.first,
-            status=b"".join(place),
-            rules=one.rules,
-            inside=sorted(one.inside, key=lambda each: each.name),
-        )
-
-    def _captured_file(self, path: bytes, mode: int, id: bytes, ino: int) -> None:
-        """A file that shows what the base has."""
-        status = NO_STAT
-        if mode != GITLINK:
-            self._unsized.append((len(self.entries), id))
-            place = (self._times, _low(ino), bytes(4), self._owner, _NO_LENGTH)
-            status = b"".join(place)
-        self.entries.append(gitindex.entry(status, gitindex.git_mode(mode), id, path))
-
     # in the loop
 
     def _look(self, path: bytes) -> Look:
@@ -398,11 +234,3 @@ class Listing:
 
 def _entry(status: bytes, mode: int, id: ObjectID, path: bytes) -> bytes:
     return gitindex.entry(status, gitindex.git_mode(mode), unhexlify(id), path)
-
-
-def _low(ino: int) -> bytes:
-    return (ino & _LOW).to_bytes(4, "big")
-
-
-def _length(size: int) -> bytes:
-    return (size & _LOW).to_bytes(4, "big")

@@ -114,6 +114,8 @@ class RuntimeDirectory(NamedTuple):
         Raises:
             Busy: another command has been at it for a minute.
         """
+        import fcntl
+
         descriptor = os.open(
             self.path / f"{session_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -122,6 +124,8 @@ class RuntimeDirectory(NamedTuple):
                 raise Busy("another heddle command is mounting or unmounting this thread")
             yield
         finally:
+            # A process that was forked meanwhile has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from heddle import faults
 
@@ -106,8 +106,8 @@ def main(supervisor: int) -> NoReturn:
     reply = _keep_reply()
     try:
         _preload()
-        with open(0, "rb", closefd=False) as requests:
-            line = requests.readline()
+        command = os.fdopen(os.dup(0), "rb")
+        line = command.readline()
         if not line:
             os._exit(0)  # whoever started us changed their mind
         reply({"pid": os.getpid()})
@@ -116,16 +116,18 @@ def main(supervisor: int) -> NoReturn:
     except BaseException as error:
         reply(_failure(error))
         os._exit(1)
-    os._exit(_run(request, reply, supervisor))
+    os._exit(_run(request, command, reply, supervisor))
 
 
-def _run(request: Request, reply: Callable[[Message], None], supervisor: int) -> int:
+def _run(
+    request: Request, command: IO[bytes], reply: Callable[[Message], None], supervisor: int
+) -> int:
     def ready(mounted: Message) -> None:
         _tell_supervisor(supervisor, mounted | {"provider": request.provider})
         reply({"ready": mounted})
 
     try:
-        return run(request, ready)
+        return run(request, ready, command)
     except BaseException as error:
         import logging
 
@@ -257,13 +259,15 @@ def _watch_for_crashes() -> None:
 # the mount
 
 
-def run(request: Request, ready: Callable[[Message], None], *, foreground: bool = False) -> int:
+def run(
+    request: Request, ready: Callable[[Message], None], command: IO[bytes] | None = None
+) -> int:
     """Serve one mount until it is unmounted.
 
     Args:
         request: what to serve.
         ready: called once with what is mounted, when the mount answers.
-        foreground: leave the standard streams alone.
+        command: tells more (``foretold``); None: we are the command, and leave the standard streams alone.
 
     Returns:
         The process's exit code: 0 when it was unmounted, 1 when it was left behind dead.
@@ -279,7 +283,7 @@ def run(request: Request, ready: Callable[[Message], None], *, foreground: bool 
     repo = Repository.open(Path(request.repository))
     repo.environment, repo.provider = request.environment, request.provider
     log = _log_path(runtime, repo, request)
-    log_to(log, take_stdio=not foreground)
+    log_to(log, take_stdio=command is not None)
     if request.thread is None:
         state: Any = None if request.state is None else request.state.encode("ascii")
         overlay = Overlay.open(repo, request.spec, read_only=True, base=state)
@@ -287,7 +291,7 @@ def run(request: Request, ready: Callable[[Message], None], *, foreground: bool 
         repo.current_thread = request.thread
         overlay = Overlay.open(repo, request.thread, patience_s=_PATIENCE_S)
     try:
-        session = _Session(request, runtime, repo, overlay, log, ready)
+        session = _Session(request, command, runtime, repo, overlay, log, ready)
     except BaseException:
         overlay.close()
         raise
@@ -313,6 +317,7 @@ class _Session:
     def __init__(
         self,
         request: Request,
+        command: IO[bytes] | None,
         runtime: RuntimeDirectory,
         repo: Repository,
         overlay: Overlay,
@@ -323,6 +328,7 @@ class _Session:
         from heddle.mount.wire import Amount
 
         self._request = request
+        self._command = command
         self._runtime = runtime
         self._repo = repo
         self._overlay = overlay
@@ -440,6 +446,7 @@ class _Session:
             self._mountpoint,
             request.thread,
             agent=request.agent,
+            command=self._command,
         )
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
@@ -511,6 +518,8 @@ class _Session:
         nursery.start_soon(self._write_row)
         if self._git is not None:
             _in_background(self._list_ahead)
+        elif self._command is not None:
+            self._command.close()
         if self._is_restart and not _in_background(self._count):
             self._counted.set()
         _note(f"serving {self._request.spec} at {self._mountpoint}")
@@ -530,6 +539,7 @@ class _Session:
 
     def _list_ahead(self) -> None:
         assert self._git is not None
+        self._git.hear()
         with self._capturing:  # the end waits for it, as for the next
             self._git.list_ahead()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from heddle.errors import HeddleError, Unavailable
 
@@ -21,6 +22,8 @@ _ahead: Starting | None = None
 
 # -P keeps the current directory, which an agent may write to, out of the module path.
 _COMMAND = ("-P", "-X", "utf8", "-m", "heddle.mount.supervisor")
+_BESIDE_S = 10.0
+"""A session waits no longer for what it is told beside its request."""
 
 
 class Starting:
@@ -93,8 +96,14 @@ class Starting:
             _ahead.close()
             _ahead = None
 
-    def finish(self, request: Request) -> dict[str, Any]:
+    def finish(
+        self, request: Request, beside: Callable[[IO[bytes]], None] | None = None
+    ) -> dict[str, Any]:
         """Tell the session what to serve and wait until it does.
+
+        Args:
+            request: what to serve.
+            beside: tells the session more, in a process of its own that may outlive this one by seconds.
 
         Returns:
             What it says of its mount.
@@ -106,6 +115,11 @@ class Starting:
             os.write(self._request, request.to_line())
         except BrokenPipeError:
             pass  # it has died, and said why
+        else:
+            if beside is not None:
+                self._tell(beside)
+        os.close(self._request)
+        self._request = -1
         try:
             return self._result()
         except BaseException:
@@ -116,11 +130,33 @@ class Starting:
     def close(self) -> None:
         """Let go of the process: one that was told nothing ends."""
         for descriptor in (self._request, self._reply):
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
+        _reap(self._pid)
+
+    def _tell(self, beside: Callable[[IO[bytes]], None]) -> None:
+        """Fork twice, so that init has what may outlive us; where that can't be, nothing more is told."""
+        with suppress(OSError):
+            pid = os.fork()
+            if pid == 0:
+                self._beside(beside)
+            _reap(pid)
+
+    def _beside(self, tell: Callable[[IO[bytes]], None]) -> NoReturn:
         try:
-            os.waitpid(self._pid, 0)
-        except ChildProcessError:
-            pass  # this program has its children reaped elsewhere
+            if os.fork() == 0:
+                os.setsid()  # a terminal's signals are for the command
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+                    signal.signal(number, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, _BESIDE_S)  # nobody catches what that sends
+                os.close(self._reply)
+                null = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(null, descriptor)
+                with open(self._request, "wb") as session:
+                    tell(session)
+        finally:
+            os._exit(0)
 
     def _result(self) -> dict[str, Any]:
         from heddle.mount.control import error_from
@@ -148,6 +184,11 @@ class Starting:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             pass
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):  # this program has its children reaped elsewhere
+        os.waitpid(pid, 0)
 
 
 def _message(line: bytes) -> dict[str, Any] | None:

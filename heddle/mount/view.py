@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heddle.mount import upper as up
 from heddle.mount.lower import GITLINK, Lower, is_directory, subtree
 from heddle.mount.nodes import AnsweringFile, DirNode, FileNode, Node, PinnedFile
+from heddle.mount.numbers import lower_number
 from heddle.mount.shell import (
     NAME_MAX,
     ROOT,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from heddle.mount.journal import Journal
 
-_LOWER_INO = 1 << 62  # numbers of captured nodes; real inode numbers stay below
 _PROVISIONAL_INO = 1 << 63
 _OPEN_DIRECTORIES = 256  # descriptors kept for upper directories, where the process may have many
 
@@ -719,26 +719,6 @@ class View:
         if marks.cleaned is None or marks.stored == base:
             return marks.stored, marks.cleaned
         return None
-
-
-def lower_number(parent: NodeId, name: bytes) -> NodeId:
-    """The number of a captured node, unless a live one has it."""
-    digest = _name_digest(parent.to_bytes(8, "little"), name)
-    return int.from_bytes(digest, "little") & (_LOWER_INO - 1) | _LOWER_INO
-
-
-def low_number(parent: bytes, name: bytes) -> bytes:
-    """The lower 32 bits of the same, in network order, as git's index has them.
-
-    Args:
-        parent: the number of the directory, eight bytes, the lowest first: many names are asked for in a row.
-        name: in it.
-    """
-    return _name_digest(parent, name)[3::-1]
-
-
-def _name_digest(parent: bytes, name: bytes) -> bytes:
-    return hashlib.blake2b(name, digest_size=8, salt=parent).digest()
 
 
 def _is_for_reading(fd: int) -> bool:

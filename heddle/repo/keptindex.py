@@ -10,18 +10,28 @@ import hashlib
 import logging
 import os
 import struct
+from binascii import unhexlify
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from heddle import faults
+from heddle.objects.gitformat import to_hex
 from heddle.repo.gitindex import Listed
+
+if TYPE_CHECKING:
+    from dulwich.objects import ObjectID
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"heddle index 1\n\0"
+DIRECTORY = "gitindex"
+"""Where they are, in ``.heddle``."""
+MAGIC = b"heddle index 2\n\0"
 KEPT = 4
 """So many trees; the one that was made or asked for longest ago goes."""
-_SIZES = struct.Struct("<9Q")
+_SIZES = struct.Struct("<10Q")
+_COUNT = 4  # bytes
 _CHECKSUM = 32
 
 
@@ -30,7 +40,19 @@ def name_of(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def load(directory: Path, name: str) -> Listed | None:
+class Kept(NamedTuple):
+    """What is kept of a tree.
+
+    Attributes:
+        listed: what an index says of it.
+        counts: how many directories are in each of its directories, by the tree's hex id.
+    """
+
+    listed: Listed
+    counts: Mapping[ObjectID, int]
+
+
+def load(directory: Path, name: str) -> Kept | None:
     """What was kept under a name; None: nothing, or not what was written."""
     path = directory / name
     try:
@@ -47,12 +69,26 @@ def load(directory: Path, name: str) -> Listed | None:
     for size in sizes:
         pieces.append(body[at : at + size])
         at += size
-    return Listed(length, *pieces)
+    *listed, counts = pieces
+    return Kept(Listed(length, *listed), _counts(counts))
 
 
-def save(directory: Path, name: str, listed: Listed) -> None:
+def _counts(piece: bytes) -> dict[ObjectID, int]:
+    step = piece[0] + _COUNT if piece else 1
+    rows = (piece[at : at + step] for at in range(1, len(piece), step))
+    return {to_hex(row[:-_COUNT]): int.from_bytes(row[-_COUNT:], "big") for row in rows}
+
+
+def _piece(counts: Mapping[ObjectID, int]) -> bytes:
+    """The length of an id, and all ids with their counts."""
+    rows = [unhexlify(id) + count.to_bytes(_COUNT, "big") for id, count in counts.items()]
+    return b"".join((bytes([len(rows[0]) - _COUNT]), *rows)) if rows else b""
+
+
+def save(directory: Path, name: str, kept: Kept) -> None:
     """Keep something under a name; that it can't be kept costs only time later."""
-    length, *pieces = listed
+    length, *pieces = kept.listed
+    pieces.append(_piece(kept.counts))
     body = b"".join((MAGIC, _SIZES.pack(length, *map(len, pieces)), *pieces))
     temporary = directory / f".tmp-{os.getpid()}"
     try:

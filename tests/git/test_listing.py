@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from dulwich.objects import ObjectID
 import heddle
 from heddle import api
 from heddle.errors import CorruptObject
-from heddle.mount import gitview
+from heddle.mount import foretold
+from heddle.mount.captured import CapturedListing
 from heddle.mount.gitview import GitView
 from heddle.mount.listing import Listing
 from heddle.mount.lower import Lower
@@ -21,6 +23,7 @@ from heddle.mount.nodes import PinnedFile
 from heddle.mount.overlay import Overlay
 from heddle.mount.shell import Caller
 from heddle.objects.store import ObjectStore
+from heddle.repo import gitindex, linked
 from heddle.repo.gitindex import Directory
 from heddle.repo.names import overlay_dir
 
@@ -378,7 +381,7 @@ def test_what_git_did_not_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch
     index = view.linked.git.common / "index"
     with monkeypatch.context() as patch:
         patch.setattr(Listing, "run", None)
-        patch.setattr(gitview, "_LISTED_AHEAD", len(FILES))
+        patch.setattr(foretold, "TOLD", len(FILES))
         view.list_ahead()
         index.rename(index.with_name("away"))
         view.list_ahead()
@@ -401,6 +404,108 @@ def test_what_changed_since_it_was_listed(view: GitView, monkeypatch: pytest.Mon
     core.release(core.create_file(core.root.ino, b"new", 0o100644, Caller(0, 0)).ino)
     use_git(view)
     assert len(runs) > 1
+
+
+def told(repo: api.Repository, state: ObjectID) -> bytes:
+    """What the command tells that mounts a state; without any, the empty bytes."""
+    tell = foretold.for_mount(repo, None, state).tell
+    written = io.BytesIO()
+    if tell is not None:
+        tell(written)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_what_is_told(
+    repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, has_index: bool
+) -> None:
+    """The command knows of a tree what the session's view would show, byte for byte, with all sizes and counts."""
+    sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    overlay = shown(repo, git, sound)
+    try:
+        if not has_index:
+            indexed.unlink()
+        assert overlay.base is not None
+        said = foretold.hear(io.BytesIO(told(repo, overlay.base)))
+        listing = Listing(overlay.core, overlay.in_loop)
+        root = listing.run(listing.look_at_root(), sound)
+        assert said is not None
+        assert said.name == listing.name_of(sound)
+        assert said.kept == (gitindex.collect(listing.entries, root), listing.counts)
+        assert said.sizes == listing.sizes and len(said.sizes) > 3
+    finally:
+        overlay.close()
+
+
+def test_a_session_that_is_told(
+    repo: api.Repository, view: GitView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists nothing itself, looks no size up, and its index is that of one that nobody told."""
+    alone = use_git(view)
+    (view.linked.git.path / "index").unlink()
+    base = view._overlay.base
+    assert base is not None
+    view._command = io.BytesIO(told(repo, base))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", None)
+        patch.setattr(ObjectStore, "size", None)
+        assert use_git(view) == alone
+        _, file = view._overlay.core.lower.entries(repo.state(base).tree)[b"ab"]
+        assert view._overlay.core.lower.size(file) == len("ab") * 3
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", b"i\1\0\0\0", None])
+def test_what_is_told_in_part(
+    repo: api.Repository, git: Git, view: GitView, said: bytes | None
+) -> None:
+    """Of a command that was killed meanwhile nothing is believed, and the session lists the tree."""
+    base = view._overlay.base
+    assert base is not None
+    content = told(repo, base)[:-20] if said is None else said
+    assert foretold.hear(io.BytesIO(content)) is None
+
+    view._command = io.BytesIO(content)
+    assert use_git(view)
+
+
+def test_who_is_told_nothing(
+    repo: api.Repository, view: GitView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells where git was used before, of a very large tree, with one processor, or beside a thread."""
+    base = view._overlay.base
+    assert base is not None
+    assert foretold.for_mount(repo, "work", base).tell is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foretold, "_LISTED", 3)
+        assert foretold.for_mount(repo, "work", base) == (None, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(foretold, "processes", lambda _: 1)
+        assert foretold.for_mount(repo, "work", base) == (None, True)
+    aside = overlay_dir(repo, "work") / linked.PUT_ASIDE
+    aside.mkdir()
+    assert foretold.for_mount(repo, "work", base) == (None, True)
+    assert foretold.for_mount(repo, "work", None) == (None, False)
+
+
+def test_a_large_tree_is_kept_and_not_told(
+    repo: api.Repository, view: GitView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is much to be told is where the session finds it, with the counts; it is listed once."""
+    base = view._overlay.base
+    assert base is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(foretold, "TOLD", 3)
+        assert told(repo, base) == b""
+        patch.setattr(CapturedListing, "of_tree", None)
+        assert told(repo, base) == b""
+    with monkeypatch.context() as patch:
+        patch.setattr(Listing, "run", None)
+        assert use_git(view)
+        patch.setattr(Lower, "entries", None)
+        tree = repo.state(base).tree
+        assert view._overlay.core.lower.subdirectories(tree) == 5
 
 
 def test_nothing_can_be_listed(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from heddle.mount import fsmonitor
 from heddle.mount.process import ProcessIdentity
 from heddle.repo import gitindex, keptindex, worktreeconfig
 from heddle.repo.gitindex import Directory
+from heddle.repo.keptindex import Kept
 
 from .conftest import Git, commit_file, run_git
 
@@ -121,7 +122,7 @@ def test_a_mount_with_changes(place: Path, repo: api.Repository) -> None:
 def test_few_are_kept(tmp_path: Path) -> None:
     """The one that was asked for longest ago goes."""
     directory = tmp_path / "kept"
-    listed = gitindex.collect([], Directory(b"", None, 0, None, None, []))
+    listed = Kept(gitindex.collect([], Directory(b"", None, 0, None, None, [])), {})
     for number in range(keptindex.KEPT + 3):
         keptindex.save(directory, str(number), listed)
         for name in sorted(each.name for each in directory.iterdir())[::-1]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from world import sessions_of, wait_until
@@ -49,6 +50,22 @@ def test_a_capture_in_a_mount_moves_the_branch(side: Path, git: Git) -> None:
     assert git("show", "side:agent.txt") == "made in a mount"
     assert git("status", "--porcelain") == ""
     assert git("fsck", "--strict") == ""
+
+
+def test_the_names_of_a_small_tree_are_known(side: Path, repo: api.Repository, git: Git) -> None:
+    """When the mount answers, the kernel knows every name in it: git need not wait for the session at any."""
+    mounts = repo.mounts()
+    pid = mounts[0].pid
+    assert pid is not None and len(mounts) == 1
+    names = git("ls-tree", "-r", "--name-only", "side").splitlines()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        looked = subprocess.run(["stat", "-c", "%s", *names], cwd=side, timeout=10, stdout=PIPE)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert looked.returncode == 0
+    sizes = [git("cat-file", "-s", f"side:{name}") for name in names]
+    assert looked.stdout.decode().split() == sizes and sizes
 
 
 def test_a_mount_follows_what_git_commits(side: Path, repo: api.Repository, git: Git) -> None:

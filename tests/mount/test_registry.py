@@ -392,6 +392,25 @@ def test_names_are_short_and_apart(tmp_path: Path) -> None:
     assert {len(name) for name in names} == {16}
 
 
+def test_a_change_is_over_when_its_block_is(tmp_path: Path) -> None:
+    """Who comes next does not wait for a process that was forked meanwhile."""
+    where = RuntimeDirectory.at(tmp_path / "run")
+    read, write = os.pipe()
+    with where.changing("x"):
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)  # until the other end is closed
+            os._exit(0)
+    os.close(read)
+    try:
+        with where.changing("x"):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    finally:
+        os.close(write)
+        os.waitpid(child, 0)
+
+
 def test_one_change_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second mount or unmount of a session waits for the first; not for ever."""
     where = RuntimeDirectory.at(tmp_path / "run")

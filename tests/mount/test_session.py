@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from world import processes_of, sessions_of, wait_until
@@ -138,6 +139,52 @@ def test_a_process_started_ahead_is_taken_once(repo: api.Repository, tmp_path: P
     wait_until(lambda: sessions_of(tmp_path) == [], "the processes to end")
 
 
+def test_what_is_told_beside(repo: api.Repository, tmp_path: Path) -> None:
+    """A process of its own tells it, which nobody has to wait for, and which holds none of our streams."""
+    request_read, request_write = os.pipe()
+    starting = Starting(os.spawnlp(os.P_NOWAIT, "true", "true"), request_write, os.dup(0))
+    starting._result = dict  # type: ignore[method-assign, assignment]
+    before = os.getpid(), os.getsid(0)
+
+    def tell(session: IO[bytes]) -> None:
+        ours = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
+        session.write(json.dumps([os.getpid(), os.getsid(0), os.getppid(), *ours]).encode())
+        session.flush()
+        signal.pause()
+
+    starting.finish(request(repo), tell)
+    with os.fdopen(request_read, "rb") as session:
+        session.readline()
+        pid, sid, above, *streams = json.loads(session.read1())
+        try:
+            assert pid != before[0] and sid != before[1] and above != before[0]
+            assert streams == ["/dev/null"] * 3
+            starting.close()
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        assert session.read() == b""  # it has ended, and with it the pipe
+
+
+def test_who_tells_and_fails(repo: api.Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    """An error of whoever tells is nobody's but the session's, which gets no more."""
+    request_read, request_write = os.pipe()
+    starting = Starting(os.spawnlp(os.P_NOWAIT, "true", "true"), request_write, os.dup(0))
+    starting._result = dict  # type: ignore[method-assign, assignment]
+
+    def tell(session: IO[bytes]) -> None:
+        session.write(b"half")
+        raise RuntimeError("no more")
+
+    starting.finish(request(repo), tell)
+    starting.close()
+    with os.fdopen(request_read, "rb") as session:
+        session.readline()
+        assert session.read() in (b"half", b"")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_interrupted_start_ends_the_session(
     repo: api.Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -162,7 +209,5 @@ def test_an_interrupted_start_ends_the_session(
 def interrupt(starting: Starting) -> None:
     """Let the session say its pid, then be interrupted."""
     with open(starting._reply, "rb", closefd=False) as lines:
-        import json
-
         starting._session = json.loads(lines.readline())["pid"]
     raise KeyboardInterrupt
