@@ -108,6 +108,7 @@ WITHOUT_POINT = {
     "mount.close": NOT_KEPT,
     "mount._opened": OUTSIDE,
     "mount._save": NOT_KEPT,
+    "mount._teller": NOT_KEPT,
     "mount.directory": OUTSIDE,
     "mount._made": OUTSIDE,
     "mount._put": OUTSIDE,

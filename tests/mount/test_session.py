@@ -161,7 +161,7 @@ def test_what_is_told_beside(repo: api.Repository, tmp_path: Path) -> None:
             assert streams == ["/dev/null"] * 3
             starting.close()
             with pytest.raises(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
+                os.waitpid(pid, os.WNOHANG)
         finally:
             os.kill(pid, signal.SIGTERM)
         assert session.read() == b""  # it has ended, and with it the pipe
