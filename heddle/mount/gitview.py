@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = b".git"
-_MONITORED_FILES = "2000"
+_ALL_FILES, _MANY_FILES = "0", "2000"
 _AS_MANY_FILES = 4
 """What a directory counts as: git looks at each as well, for what it does not know."""
 _SECOND_NS = 1_000_000_000
@@ -284,9 +284,12 @@ class GitView:
         tree = self._tree()
         monitored: bytes | None = overlay.in_loop(self._begin_journal)
         listed, root = self._listed(tree)
-        if not (self._is_large(listed) and self._monitor()):
+        left_ns = _left_of_second(overlay.core.time_ns)
+        asked_from = _ALL_FILES if left_ns else _MANY_FILES
+        if not (self._is_large(listed, asked_from) and self._monitor()):
             monitored = overlay.core.journal = None
-            if _outlasted(overlay.core.time_ns):
+            if left_ns:
+                time.sleep(left_ns / _SECOND_NS)
                 listed, root = self._listed(tree)  # what changed has other stats
         try:
             gitindex.write(
@@ -304,12 +307,17 @@ class GitView:
             self._ahead = None
         log.info("wrote git's index in %.0f ms", (time.monotonic() - started) * 1000)
 
-    def _is_large(self, listed: Listed) -> bool:
-        """Whether asking what changed takes git less time than looking at everything."""
+    def _is_large(self, listed: Listed, many: str = _MANY_FILES) -> bool:
+        """Whether asking what changed takes git less time than looking at everything.
+
+        Args:
+            listed: a tree.
+            many: how many files are, where nobody has said that.
+        """
         try:
-            least = self._overlay.repo.config.number("git.fsmonitor_files", _MONITORED_FILES)
+            least = self._overlay.repo.config.number("git.fsmonitor_files", many)
         except HeddleError:
-            least = float(_MONITORED_FILES)
+            least = float(many)
         return listed.length + _AS_MANY_FILES * len(listed.valid) >= least
 
     def _listed(self, tree: ObjectID | None) -> tuple[Listed, bytes | None]:
@@ -341,17 +349,14 @@ class GitView:
         return self._overlay.repo.heddle_dir / keptindex.DIRECTORY
 
 
-def _outlasted(time_ns: int) -> bool:
-    """Wait for the end of the second that a time lies in, if it is the present one; returns whether it was.
+def _left_of_second(time_ns: int) -> int:
+    """How much is left of the second that a time lies in, in ns, if it is the present one; else 0.
 
     Git that looks for itself may go by whole seconds: it would read every file that has the time of a state made in
     this one, and could not tell one that is changed in the rest of it.
     """
     left_ns = (time_ns // _SECOND_NS + 1) * _SECOND_NS - time.time_ns()
-    if not 0 < left_ns <= _SECOND_NS:
-        return False
-    time.sleep(left_ns / _SECOND_NS)
-    return True
+    return left_ns if 0 < left_ns <= _SECOND_NS else 0
 
 
 def _content(path: Path) -> bytes | None:

@@ -349,6 +349,9 @@ def test_sizes_in_an_index_are_those_of_files(
 def view(repo: api.Repository, git: Git, tree: ObjectID, indexed: Path) -> Iterator[GitView]:
     """Git in a mount to be, in this process, of the tree that the index holds."""
     sound = ObjectID(git("rev-parse", f"{tree.decode()}:sound").encode())
+    repo.config.set(
+        "git.fsmonitor_files", "1000"
+    )  # an index without a token, which is never twice the same
     overlay = shown(repo, git, sound)
     found = GitView.begin(overlay, "session", repo.path / "nowhere", "work", agent={})
     assert found is not None
