@@ -28,6 +28,7 @@ what is said to be unchanged for deleted (they use a stat(2) that they did not m
 _KNOWS_DIRECTORIES = (2, 31)
 """Git's first version that takes a name with a slash behind it for all that is below."""
 _WITH_VALUE = ("-C", "-c", "--git-dir", "--work-tree", "--namespace")
+_PARENT, _THREADS = 1, 17
 _GENERATIONS = 3
 """Git starts the shell, which may start another process."""
 
@@ -44,20 +45,20 @@ class Question(NamedTuple):
     git: int
 
 
-def question_of(pid: int) -> Question | None:
+def question_of(pid: int, *, at_once: bool = False) -> Question | None:
     """What git asks by a process that it has started; None where that is not to be answered.
 
     Args:
         pid: of the shell.
+        at_once: None too where it may have to be waited for, as in ``words_of``.
     """
     try:
-        words = words_of(pid, "cmdline")
+        words = words_of(pid, "cmdline", at_once=at_once)
         if len(words) < 3 or words[-2] != _VERSION:
             return None
         for _ in range(_GENERATIONS):
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-            asking = words_of(pid, "cmdline")
+            pid = int(_stat(pid)[_PARENT])
+            asking = words_of(pid, "cmdline", at_once=at_once)
             if os.path.basename(asking[0]) == "git":
                 return Question(words[-1], pid) if command_of(asking) in _ANSWERED else None
     except (OSError, ValueError, IndexError):
@@ -65,10 +66,29 @@ def question_of(pid: int) -> Question | None:
     return None
 
 
-def words_of(pid: int, what: str) -> list[str]:
-    """A process's ``cmdline`` or ``environ`` (proc(5)); raises OSError where we may not see it."""
+def words_of(pid: int, what: str, *, at_once: bool = False) -> list[str]:
+    """A process's ``cmdline`` or ``environ`` (proc(5)).
+
+    They are read from its memory, for which another thread of it may just now wait for a mount of ours.
+
+    Args:
+        pid: the process.
+        what: which of the two.
+        at_once: not of a process with several threads.
+
+    Raises:
+        OSError: we may not see it, or it may have to be waited for.
+    """
+    if at_once and _stat(pid)[_THREADS] != b"1":
+        raise BlockingIOError(f"process {pid} has threads")
     with open(f"/proc/{pid}/{what}", "rb") as file:
         return os.fsdecode(file.read()).split("\0")[:-1]
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of a process's ``stat`` (proc(5)) behind its name."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
 
 
 def knows_directories(pid: int, since: tuple[int, int] = _KNOWS_DIRECTORIES) -> bool:

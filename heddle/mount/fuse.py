@@ -428,7 +428,8 @@ class Operations(_Handlers):
         if isinstance(node, AnsweringFile):
             return await self._ask(node, ctx.pid, write=write)
         if isinstance(node, PinnedFile):
-            await in_thread(node.opened, ctx.pid)
+            if not node.glance(ctx.pid):
+                await in_thread(node.opened, ctx.pid)
         elif self.core.lower.may_be_promised and not truncate:
             await self._bring_content(ino)
         if write or truncate:
@@ -443,7 +444,9 @@ class Operations(_Handlers):
     async def _ask(self, node: AnsweringFile, pid: int, *, write: bool) -> pyfuse3.FileInfo:
         if write:
             raise pyfuse3.FUSEError(errno.EPERM)
-        answer = await in_thread(node.answer, pid)
+        answer = node.answer_at_once(pid)
+        if answer is None:
+            answer = await in_thread(node.answer, pid)
         self.core.on_open(node.ino, write=False, truncate=False, caller=None)
         handle = self._new_handle(node.ino, False)
         self._handles[handle].answer = answer

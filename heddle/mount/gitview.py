@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -24,7 +24,7 @@ from heddle.errors import DataError, HeddleError, NotMounted
 from heddle.mount import everything, foretold, fsmonitor
 from heddle.mount.journal import Changes, Journal
 from heddle.mount.listing import Listing
-from heddle.mount.makers import Makers
+from heddle.mount.makers import Makers, only_looks
 from heddle.repo import gitindex, keptindex, linked, worktreeconfig
 from heddle.repo.gitindex import Listed
 from heddle.repo.keptindex import Kept
@@ -105,10 +105,12 @@ class GitView:
             return None
         view = cls(overlay, *taken, agent, command)
         overlay.git_index = view.linked.git.path / "index"
-        view._can_be_asked = overlay.core.pin_answer(fsmonitor.NAME, view._asked)
+        view._can_be_asked = overlay.core.pin_answer(
+            fsmonitor.NAME, view._asked, view._asked_at_once
+        )
         view._resume()
         content = b"gitdir: %s\n" % os.fsencode(view.linked.git.path)
-        overlay.core.pin(NAME, content, view._opened)
+        overlay.core.pin(NAME, content, view._opened, view._glance)
         return view
 
     def _begin_journal(self) -> bytes:
@@ -154,7 +156,20 @@ class GitView:
                 raise NotMounted("this git takes no directories")
         except (HeddleError, ValueError, IndexError) as error:
             raise OSError(errno.EOPNOTSUPP, str(error)) from error
-        return b"".join(each + b"\0" for each in (token, *paths))
+        return _told(token, paths)
+
+    def _asked_at_once(self, pid: int) -> bytes | None:
+        """The same, in the loop; None where it takes more than a look at what was noted."""
+        question = fsmonitor.question_of(pid, at_once=True)
+        if question is None:
+            return None
+        try:
+            token, changes = self._noted_since(os.fsencode(question.token))
+        except NotMounted:
+            return None
+        if changes is None or changes.files or any(path.endswith(b"/") for path in changes.paths):
+            return None
+        return _told(token, changes.paths)
 
     def _changed_since(self, token: bytes) -> tuple[bytes, list[bytes]]:
         """What changed; not to be called in the loop.
@@ -220,6 +235,15 @@ class GitView:
         """Which model made the commits that git made here since the last call, where that is known."""
         with self._lock:
             return self._makers.take()
+
+    def _glance(self, pid: int) -> bool:
+        """Whether somebody who begins to use git only looks, and all that `_opened` does is done; in the loop."""
+        return (
+            self._command is None
+            and linked.log_length(self.linked.git.path) == self._log_length
+            and self.linked.has_index
+            and only_looks(pid)
+        )
 
     def _opened(self, pid: int) -> None:
         """Somebody begins to use git: have an index for it, and note who it is."""
@@ -357,6 +381,11 @@ def _left_of_second(time_ns: int) -> int:
     """
     left_ns = (time_ns // _SECOND_NS + 1) * _SECOND_NS - time.time_ns()
     return left_ns if 0 < left_ns <= _SECOND_NS else 0
+
+
+def _told(token: bytes, paths: Iterable[bytes]) -> bytes:
+    """As git's protocol has it (githooks(5), "fsmonitor-watchman", version 2)."""
+    return b"".join(each + b"\0" for each in (token, *paths))
 
 
 def _content(path: Path) -> bytes | None:

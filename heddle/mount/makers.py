@@ -139,6 +139,13 @@ class Makers:
             return
 
 
+def only_looks(pid: int) -> bool:
+    """Whether a process is a git that makes no commit, as far as that can be told at once."""
+    with suppress(OSError):
+        return command_of(words_of(pid, "cmdline", at_once=True)) in _LOOKING
+    return False
+
+
 def _makes_a_commit(message: bytes) -> bool:
     """Whether git's reflog message is of something new, not of a way to what was there."""
     head, _, rest = message.partition(b": ")

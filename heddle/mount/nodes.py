@@ -127,15 +127,23 @@ class PinnedFile(FileNode):
 
     Attributes:
         opened: called with the process id before an open of it is answered; may wait, so not in the loop.
+        glance: called before that, in the loop: whether nothing of it is needed this time.
     """
 
-    __slots__ = ("opened",)
+    __slots__ = ("glance", "opened")
 
     def __init__(
-        self, ino: NodeId, parent: DirNode, name: bytes, mode: int, opened: Callable[[int], None]
+        self,
+        ino: NodeId,
+        parent: DirNode,
+        name: bytes,
+        mode: int,
+        opened: Callable[[int], None],
+        glance: Callable[[int], bool],
     ) -> None:
         super().__init__(ino, parent, name, mode)
         self.opened = opened
+        self.glance = glance
 
 
 class AnsweringFile(PinnedFile):
@@ -143,12 +151,20 @@ class AnsweringFile(PinnedFile):
 
     Attributes:
         answer: called with the process id of who opens it, gives what is read there; may wait, so not in the loop.
+        answer_at_once: called before that, in the loop; None where it would have to wait.
     """
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "answer_at_once")
 
     def __init__(
-        self, ino: NodeId, parent: DirNode, name: bytes, mode: int, answer: Callable[[int], bytes]
+        self,
+        ino: NodeId,
+        parent: DirNode,
+        name: bytes,
+        mode: int,
+        answer: Callable[[int], bytes],
+        answer_at_once: Callable[[int], bytes | None],
     ) -> None:
-        super().__init__(ino, parent, name, mode, lambda pid: None)
+        super().__init__(ino, parent, name, mode, lambda pid: None, lambda pid: True)
         self.answer = answer
+        self.answer_at_once = answer_at_once

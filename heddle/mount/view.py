@@ -123,43 +123,59 @@ class View:
         if upper is not None:
             self._adopt_directory(self.root, upper.root)
 
-    def pin(self, name: bytes, content: bytes, opened: Callable[[int], None]) -> bool:
+    def pin(
+        self,
+        name: bytes,
+        content: bytes,
+        opened: Callable[[int], None],
+        glance: Callable[[int], bool],
+    ) -> bool:
         """Show a file in the root that no capture records and nobody can change.
 
         Args:
             name: one that no tree can have.
             content: short.
-            opened: called with the process id whenever the file is opened, in a worker thread.
+            opened, glance: as of `PinnedFile`.
 
         Returns:
             Whether it is shown: a real file of that name in the upper stands in its place.
         """
-        is_shown = self._pin(PinnedFile, name, content, opened)
+        is_shown = self._pin(PinnedFile, name, content, opened, glance)
         if is_shown:
             self.pinned = name
         return is_shown
 
-    def pin_answer(self, name: bytes, answer: Callable[[int], bytes]) -> bool:
+    def pin_answer(
+        self,
+        name: bytes,
+        answer: Callable[[int], bytes],
+        answer_at_once: Callable[[int], bytes | None],
+    ) -> bool:
         """Have a file in the root that no listing shows, and that says something else to everyone who opens it.
 
         Args:
             name: of the file.
-            answer: as of `AnsweringFile`.
+            answer, answer_at_once: as of `AnsweringFile`.
 
         Returns:
             Whether there is: the view may have a file of that name.
         """
-        return self._pin(AnsweringFile, name, b"", answer)
+        return self._pin(AnsweringFile, name, b"", answer, answer_at_once)
 
     def _pin(
-        self, kind: type[PinnedFile], name: bytes, content: bytes, opened: Callable[[int], Any]
+        self,
+        kind: type[PinnedFile],
+        name: bytes,
+        content: bytes,
+        opened: Callable[[int], Any],
+        at_once: Callable[[int], Any],
     ) -> bool:
         if self.child(self.root, name) is not None:
             return False
         blob: Any = hashlib.sha1(b"pinned\0" + content).hexdigest().encode()
         self.lower.pin(blob, content)
         ino = self._lower_ino(self.root.ino, name)
-        node = kind(ino, self.root, name, stat.S_IFREG | 0o444, opened)
+        node = kind(ino, self.root, name, stat.S_IFREG | 0o444, opened, at_once)
         node.blob, node.size, node.lookups = blob, len(content), 1
         self._add(node, self.root, name)
         return True

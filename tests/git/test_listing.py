@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,12 @@ from dulwich.objects import ObjectID
 import heddle
 from heddle import api
 from heddle.errors import CorruptObject
-from heddle.mount import foretold
+from heddle.mount import foretold, fsmonitor
 from heddle.mount.captured import CapturedListing
 from heddle.mount.gitview import GitView
 from heddle.mount.listing import Listing
 from heddle.mount.lower import Lower
+from heddle.mount.makers import only_looks
 from heddle.mount.nodes import PinnedFile
 from heddle.mount.overlay import Overlay
 from heddle.mount.shell import Caller
@@ -377,6 +381,51 @@ def test_what_git_will_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch) -
     (view.linked.git.path / "index").unlink()
     assert view._ahead is None
     assert use_git(view) == ahead
+
+
+@contextmanager
+def running(*words: str) -> Iterator[int]:
+    """A process that waits and is called git."""
+    with subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_whoever_only_looks_need_not_wait(view: GitView, checkout: Path) -> None:
+    """Once there is an index, and nothing new in the reflog, a git that makes no commit is let through at once."""
+    looks = subprocess.Popen(["git", "cat-file", "--batch"], cwd=checkout, stdin=subprocess.PIPE)
+    with looks, running("git", "-c", "input()") as commits:
+        assert not view._glance(looks.pid)
+        use_git(view)
+        assert view._glance(looks.pid)
+        assert not view._glance(commits)
+
+        log = view.linked.git.path / "logs/HEAD"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a") as file:
+            file.write("entry\n")
+        assert not view._glance(looks.pid)
+        looks.kill()
+        looks.wait()
+        assert not view._glance(looks.pid)
+
+
+def test_a_process_with_threads_is_waited_for() -> None:
+    """Another thread of it may wait for the mount, and hold what its command line is read under."""
+    with running("git", "-c", "print(end=input())") as alone:
+        assert fsmonitor.words_of(alone, "cmdline", at_once=True)[0] == "git"
+    leave = threading.Event()
+    second = threading.Thread(target=leave.wait)
+    second.start()
+    try:
+        with pytest.raises(BlockingIOError):
+            fsmonitor.words_of(os.getpid(), "cmdline", at_once=True)
+        assert fsmonitor.words_of(os.getpid(), "cmdline")
+        assert not only_looks(os.getpid())
+        assert fsmonitor.question_of(os.getpid(), at_once=True) is None
+    finally:
+        leave.set()
+        second.join()
 
 
 def test_what_git_did_not_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch) -> None:
