@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world import processes_of, wait_until
 
 from heddle import api
+from heddle.objects.output import processors
 
 from .conftest import Git, commit_file, run_git, state
 from .servers import bare_copy
@@ -45,6 +47,29 @@ def documented(verb: str) -> set[str]:
     """The fields that a page names."""
     lines = [line for line in (MAN / f"heddle-{verb}.1").read_text().splitlines() if "Va" in line]
     return set(re.findall(r"\b[a-z][a-z0-9_]+\b", " ".join(lines).replace("Va", "")))
+
+
+def test_a_mount_lists_for_git_before_git_comes(
+    run: Run, checkout: Path, git: Git, tmp_path: Path
+) -> None:
+    """A process that the command leaves behind lists the tree where the session would wait for git, and ends."""
+    bare = bare_copy(
+        checkout, tmp_path / "bare.git"
+    )  # without an index nobody knows how large it is
+    run("init", cwd=bare)
+    place = tmp_path / "mnt"
+    run("mount", "main", place, cwd=bare)
+    try:
+        if processors() > 1:
+            kept = bare / ".heddle/gitindex"
+            wait_until(lambda: kept.is_dir() and len(list(kept.iterdir())) == 1, "the listing")
+        assert not list((bare / "worktrees").glob("*/index"))
+        assert run_git(place, "status", "--porcelain") == ""
+        listed = run_git(place, "ls-files", "-s")
+    finally:
+        run("unmount", "main", cwd=bare)
+    assert listed == git("ls-files", "-s")
+    wait_until(lambda: not processes_of(tmp_path), "the processes to end")
 
 
 def test_json_of_every_git_verb(run: Run, checkout: Path, git: Git, tmp_path: Path) -> None:
