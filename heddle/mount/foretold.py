@@ -1,16 +1,20 @@
 """What git will ask of a mount first, put together by the command that makes the mount, while the session starts.
 
-Owns when that is done, and how the session is told. The command has nothing else to do then, and the session's
-interpreter would have to be shared with whoever uses the mount already. It is a process of its own, since it may not
-be over when the mount answers; whatever becomes of it, a session that is told nothing finds out by itself.
+Owns when that is done, and how the session is told: of a tree that is not large behind the request, by the same pipe,
+the length first (8 bytes, big-endian); of a large one by what is kept of it. The command has nothing else to do then,
+and the session's interpreter would have to be shared with whoever uses the mount already. It is a process of its own,
+since it may not be over when the mount answers; whatever becomes of it, a session that is told nothing in time finds
+out by itself.
 """
 
 from __future__ import annotations
 
 import marshal
 import os
+import select
 import stat
 import struct
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -36,6 +40,7 @@ _LISTED = 100_000
 """As many in a second."""
 _LOOKED_AT = 1000
 """Names; 25 us each."""
+_LENGTH = 8
 
 
 class Foretold(NamedTuple):
@@ -74,7 +79,7 @@ def look_around(mountpoint: Path) -> None:
     """
     left = _LOOKED_AT
     directories = [os.fspath(mountpoint)]
-    with suppress(OSError):
+    with suppress(OSError, KeyboardInterrupt):  # the mount is made, whatever becomes of this
         while directories:
             with os.scandir(directories.pop()) as names:
                 for each in names:
@@ -113,10 +118,15 @@ def for_mount(repo: Repository, thread: str | None, state: ObjectID | None) -> A
     files = count_files(repo.git)
     tell = None
     had_git = thread is not None and (overlay_dir(repo, thread) / PUT_ASIDE).exists()
-    if processes(2) > 1 and not had_git and (files is None or files <= _LISTED):
+    if _may_fork() and not had_git and (files is None or files <= _LISTED):
         is_large = files is None or files > TOLD
         tell = _teller(repo, repo.git, state, is_large)
     return Ahead(tell, files is not None and files <= _LOOKED_AT)
+
+
+def _may_fork() -> bool:
+    """Whether there is a processor for it, and no thread of ours, also none that Python does not know (proc(5))."""
+    return processes(2) > 1 and len(os.listdir("/proc/self/task")) == 1
 
 
 def _teller(
@@ -129,30 +139,74 @@ def _teller(
         from heddle.mount.captured import CapturedListing
         from heddle.mount.lower import Lower
 
-        lower = Lower(repo.store, object_format=repo.object_format)
+        store = repo.forked().store
+        lower = Lower(store, object_format=repo.object_format)
         shown = found.time_s * 1_000_000_000, os.geteuid(), os.getegid()
         listing = CapturedListing(lower, *shown, index=git.common / "index")
         name = listing.name_of(found.tree)
         with ExitStack() as held:
-            if is_large:  # many mounts of one state may begin at once
+            if is_large:  # many mounts of one state may begin at once: one lists it
                 kept.mkdir(mode=0o700, exist_ok=True)
-                held.enter_context(directory_locked(kept))
+                held.enter_context(directory_locked(kept, wait=False))
             if (kept / name).exists():
                 return
             listed = listing.of_tree(found.tree)
-            if is_large and listing.knew_all:
+            if listing.knew_all and listed.length > TOLD:
                 keptindex.save(kept, name, Kept(listed, listing.counts))
-        if listed.length <= TOLD and listing.knew_all:
-            session.write(marshal.dumps((name, tuple(listed), listing.counts, listing.sizes)))
+        if listing.knew_all and listed.length <= TOLD:
+            said = marshal.dumps((name, tuple(listed), listing.counts, listing.sizes))
+            session.write(len(said).to_bytes(_LENGTH, "big") + said)
 
     return tell
 
 
-def hear(command: IO[bytes]) -> Foretold | None:
-    """Wait for what the command tells; None: nothing, not all of it, or where it is kept (``keptindex``)."""
-    told = command.read()
-    try:
-        name, listed, counts, sizes = marshal.loads(told)
-    except (EOFError, ValueError, TypeError):
-        return None
-    return Foretold(name, Kept(Listed(*listed), counts), sizes)
+class Command:
+    """The command that makes a mount, as the session hears it.
+
+    Args:
+        fd: to be read; closed when it was heard.
+        heard: what was read of it already.
+    """
+
+    def __init__(self, fd: int, heard: bytes = b"") -> None:
+        self._fd = fd
+        self._heard = bytearray(heard)
+
+    def hear(self, until_s: float) -> Foretold | None:
+        """Wait for what it tells.
+
+        Args:
+            until_s: no longer than to this time of ``time.monotonic``, in seconds; others may have the other end.
+
+        Returns:
+            None: nothing, not all of it, or where it is kept (``keptindex``).
+        """
+        try:
+            while len(self._heard) < self._length() and self._reads_more(until_s):
+                pass
+            said = self._heard[_LENGTH : self._length()]
+            name, listed, counts, sizes = marshal.loads(said)
+        except (OSError, EOFError, ValueError, TypeError):
+            return None
+        finally:
+            self.close()
+        return Foretold(name, Kept(Listed(*listed), counts), sizes)
+
+    def close(self) -> None:
+        """Not listen."""
+        os.close(self._fd)
+
+    def _length(self) -> int:
+        """How much it tells, as far as that is known."""
+        if len(self._heard) < _LENGTH:
+            return _LENGTH
+        return _LENGTH + int.from_bytes(self._heard[:_LENGTH], "big")
+
+    def _reads_more(self, until_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
+            return False
+        more = os.read(self._fd, 1 << 20)
+        self._heard += more
+        return bool(more)

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from heddle.attribution import Agent
 from heddle.errors import DataError, HeddleError, NotMounted
 from heddle.mount import everything, foretold, fsmonitor
 from heddle.mount.journal import Changes, Journal
-from heddle.mount.listing import Listing
+from heddle.mount.listing import SETTLED_NS, Listing
 from heddle.mount.makers import Makers, only_looks
 from heddle.repo import gitindex, keptindex, linked, worktreeconfig
 from heddle.repo.gitindex import Listed
@@ -40,6 +40,7 @@ NAME = b".git"
 _ALL_FILES, _MANY_FILES = "0", "2000"
 _AS_MANY_FILES = 4
 """What a directory counts as: git looks at each as well, for what it does not know."""
+_PATIENCE_S = 1.0
 _SECOND_NS = 1_000_000_000
 
 
@@ -56,7 +57,7 @@ class GitView:
         mine: linked.Linked,
         held: linked.Held,
         agent: Mapping[str, str],
-        command: IO[bytes] | None,
+        command: foretold.Command | None,
     ) -> None:
         self.linked = mine
         self._held = held
@@ -67,6 +68,7 @@ class GitView:
         self._makers = Makers(mine.git.path, agent)
         self._lock = threading.Lock()
         self._command = command
+        self._begun_s = time.monotonic()
         self._hearing = threading.Lock()
 
     @classmethod
@@ -78,7 +80,7 @@ class GitView:
         thread: str | None,
         *,
         agent: Mapping[str, str],
-        command: IO[bytes] | None = None,
+        command: foretold.Command | None = None,
     ) -> GitView | None:
         """Make git work in a mount that is about to be.
 
@@ -165,7 +167,7 @@ class GitView:
             return None
         try:
             token, changes = self._noted_since(os.fsencode(question.token))
-        except NotMounted:
+        except (HeddleError, ValueError):
             return None
         if changes is None or changes.files or any(path.endswith(b"/") for path in changes.paths):
             return None
@@ -240,6 +242,7 @@ class GitView:
         """Whether somebody who begins to use git only looks, and all that `_opened` does is done; in the loop."""
         return (
             self._command is None
+            and not self._hearing.locked()
             and linked.log_length(self.linked.git.path) == self._log_length
             and self.linked.has_index
             and only_looks(pid)
@@ -280,13 +283,10 @@ class GitView:
                 log.debug("nothing is listed for git ahead: %s", error)
 
     def hear(self) -> None:
-        """Wait for what the command tells that made the mount; not in the loop."""
+        """Wait for what the command tells that made the mount, for a second at most; not in the loop."""
         with self._hearing:
-            if self._command is None:
-                return
-            with self._command:
-                told = foretold.hear(self._command)
-            self._command = None
+            command, self._command = self._command, None
+            told = None if command is None else command.hear(self._begun_s + _PATIENCE_S)
             if told is not None:
                 lower = self._overlay.core.lower
                 lower.keep_sizes(told.sizes)
@@ -307,6 +307,7 @@ class GitView:
         overlay, git = self._overlay, self.linked.git
         tree = self._tree()
         monitored: bytes | None = overlay.in_loop(self._begin_journal)
+        looked_ns = time.time_ns()
         listed, root = self._listed(tree)
         left_ns = _left_of_second(overlay.core.time_ns)
         asked_from = _ALL_FILES if left_ns else _MANY_FILES
@@ -314,6 +315,7 @@ class GitView:
             monitored = overlay.core.journal = None
             if left_ns:
                 time.sleep(left_ns / _SECOND_NS)
+                looked_ns = time.time_ns()
                 listed, root = self._listed(tree)  # what changed has other stats
         try:
             gitindex.write(
@@ -324,6 +326,7 @@ class GitView:
                 checkout=git.checkout,
                 excludes=(_content(git.common / "info" / "exclude"), _content(_user_excludes())),
                 monitored=monitored,
+                looked_ns=looked_ns - SETTLED_NS,
             )
         except FileExistsError:
             return
@@ -376,11 +379,14 @@ class GitView:
 def _left_of_second(time_ns: int) -> int:
     """How much is left of the second that a time lies in, in ns, if it is the present one; else 0.
 
+    A little longer, since a change may bear a time that is that much too early.
+
     Git that looks for itself may go by whole seconds: it would read every file that has the time of a state made in
     this one, and could not tell one that is changed in the rest of it.
     """
-    left_ns = (time_ns // _SECOND_NS + 1) * _SECOND_NS - time.time_ns()
-    return left_ns if 0 < left_ns <= _SECOND_NS else 0
+    end_ns = (time_ns // _SECOND_NS + 1) * _SECOND_NS + SETTLED_NS
+    left_ns = end_ns - time.time_ns()
+    return left_ns if 0 < left_ns <= _SECOND_NS + SETTLED_NS else 0
 
 
 def _told(token: bytes, paths: Iterable[bytes]) -> bytes:

@@ -470,7 +470,7 @@ def _start(repo: Repository, plan: _Plan, starting: Starting | None) -> Mounted:
         if starting is None:
             return _serve_here(repo, plan, request)
         ahead = _ahead(repo, plan)
-        said = starting.finish(request, ahead.tell)
+        said = starting.finish(request._replace(is_told=ahead.tell is not None), ahead.tell)
     except BaseException:
         if plan.makes_thread and not plan.started:
             _unmake_thread(repo, plan)
@@ -530,7 +530,7 @@ def _serve_here(repo: Repository, plan: _Plan, request: Request) -> Mounted:
         assert plan.options.foreground is not None
         plan.options.foreground(told[0])
 
-    if session.run(request, ready) != 0:
+    if session.run(request, ready, foreground=True) != 0:
         raise StaleMount(
             f"the session of {plan.place} ended and left it dead", hint=f"heddle mount {plan.spec}"
         )

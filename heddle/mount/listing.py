@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from heddle.mount.core import ContentAddressedMount
 
 _AT_ONCE = 256  # names looked at between two turns of the loop
-_SETTLED_NS = 50_000_000
+SETTLED_NS = 50_000_000
 """How old a change has to be to be told from a later one by its time: clocks tick every few milliseconds."""
 _SECOND_NS = 1_000_000_000
 _SETTLED_WHOLE_NS = 2_000_000_000
@@ -227,7 +227,7 @@ class Listing(CapturedListing):
             *(attrs.ino, 0, attrs.uid, attrs.gid, attrs.size, attrs.mtime_ns, attrs.ctime_ns)
         )
         changed_ns = max(attrs.mtime_ns, attrs.ctime_ns)
-        needed_ns = _SETTLED_NS if changed_ns % _SECOND_NS else _SETTLED_WHOLE_NS
+        needed_ns = SETTLED_NS if changed_ns % _SECOND_NS else _SETTLED_WHOLE_NS
         is_as_captured = changed_ns == self._core.time_ns
         return status, is_as_captured or changed_ns + needed_ns < self._now_ns
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from heddle import faults
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import trio
 
     from heddle.mount.control import Emit, Message
+    from heddle.mount.foretold import Command
     from heddle.mount.gitview import GitView
     from heddle.mount.overlay import Overlay
     from heddle.mount.registry import SessionRecord
@@ -60,6 +61,7 @@ class Request(NamedTuple):
         provider: who brings what remotes have promised, as ``Repository.provider``.
         environment: of the command, for the provider: the user's settings, credentials, ssh's agent. It may hold
             secrets and is never written to a disk.
+        is_told: whether more is told behind the request (``foretold``).
     """
 
     repository: str
@@ -75,6 +77,7 @@ class Request(NamedTuple):
     crashes: Sequence[Sequence[Any]] = ()
     provider: str | None = None
     environment: Mapping[str, str] = MappingProxyType({})
+    is_told: bool = False
 
     def to_line(self) -> bytes:
         """The request as the line that a session reads."""
@@ -106,12 +109,14 @@ def main(supervisor: int) -> NoReturn:
     reply = _keep_reply()
     try:
         _preload()
-        command = os.fdopen(os.dup(0), "rb")
-        line = command.readline()
+        from heddle.mount.foretold import Command
+
+        line, more = _read_request()
         if not line:
             os._exit(0)  # whoever started us changed their mind
         reply({"pid": os.getpid()})
         request = Request.from_line(line)
+        command = Command(os.dup(0), more) if request.is_told else None
         _daemonize()
     except BaseException as error:
         reply(_failure(error))
@@ -119,8 +124,17 @@ def main(supervisor: int) -> NoReturn:
     os._exit(_run(request, command, reply, supervisor))
 
 
+def _read_request() -> tuple[bytes, bytes]:
+    """The request's line, empty if there will be none, and what was read behind it."""
+    content = b""
+    while b"\n" not in content and (piece := os.read(0, 1 << 16)):
+        content += piece
+    line, _, more = content.partition(b"\n")
+    return line, more
+
+
 def _run(
-    request: Request, command: IO[bytes], reply: Callable[[Message], None], supervisor: int
+    request: Request, command: Command | None, reply: Callable[[Message], None], supervisor: int
 ) -> int:
     def ready(mounted: Message) -> None:
         _tell_supervisor(supervisor, mounted | {"provider": request.provider})
@@ -260,14 +274,19 @@ def _watch_for_crashes() -> None:
 
 
 def run(
-    request: Request, ready: Callable[[Message], None], command: IO[bytes] | None = None
+    request: Request,
+    ready: Callable[[Message], None],
+    command: Command | None = None,
+    *,
+    foreground: bool = False,
 ) -> int:
     """Serve one mount until it is unmounted.
 
     Args:
         request: what to serve.
         ready: called once with what is mounted, when the mount answers.
-        command: tells more (``foretold``); None: we are the command, and leave the standard streams alone.
+        command: tells more; None: it does not.
+        foreground: leave the standard streams alone.
 
     Returns:
         The process's exit code: 0 when it was unmounted, 1 when it was left behind dead.
@@ -283,7 +302,7 @@ def run(
     repo = Repository.open(Path(request.repository))
     repo.environment, repo.provider = request.environment, request.provider
     log = _log_path(runtime, repo, request)
-    log_to(log, take_stdio=command is not None)
+    log_to(log, take_stdio=not foreground)
     if request.thread is None:
         state: Any = None if request.state is None else request.state.encode("ascii")
         overlay = Overlay.open(repo, request.spec, read_only=True, base=state)
@@ -317,7 +336,7 @@ class _Session:
     def __init__(
         self,
         request: Request,
-        command: IO[bytes] | None,
+        command: Command | None,
         runtime: RuntimeDirectory,
         repo: Repository,
         overlay: Overlay,

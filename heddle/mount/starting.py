@@ -23,7 +23,8 @@ _ahead: Starting | None = None
 # -P keeps the current directory, which an agent may write to, out of the module path.
 _COMMAND = ("-P", "-X", "utf8", "-m", "heddle.mount.supervisor")
 _BESIDE_S = 10.0
-"""A session waits no longer for what it is told beside its request."""
+"""Whoever tells a session more than its request ends by then."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP, signal.SIGALRM)
 
 
 class Starting:
@@ -103,7 +104,8 @@ class Starting:
 
         Args:
             request: what to serve.
-            beside: tells the session more, in a process of its own that may outlive this one by seconds.
+            beside: tells the session more, in a process of its own that may outlive this one by seconds; there it
+                finds no open file.
 
         Returns:
             What it says of its mount.
@@ -112,15 +114,15 @@ class Starting:
             HeddleError: what kept it from mounting, as its own class.
         """
         try:
-            os.write(self._request, request.to_line())
-        except BrokenPipeError:
-            pass  # it has died, and said why
-        else:
-            if beside is not None:
-                self._tell(beside)
-        os.close(self._request)
-        self._request = -1
-        try:
+            try:
+                os.write(self._request, request.to_line())
+            except BrokenPipeError:
+                pass  # it has died, and said why
+            else:
+                if beside is not None:
+                    self._tell(beside)
+            os.close(self._request)
+            self._request = -1
             return self._result()
         except BaseException:
             if self._session is not None:
@@ -136,23 +138,31 @@ class Starting:
 
     def _tell(self, beside: Callable[[IO[bytes]], None]) -> None:
         """Fork twice, so that init has what may outlive us; where that can't be, nothing more is told."""
-        with suppress(OSError):
-            pid = os.fork()
-            if pid == 0:
-                self._beside(beside)
-            _reap(pid)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with suppress(OSError):
+                pid = os.fork()
+                if pid == 0:
+                    self._beside(beside)
+                _reap(pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _beside(self, tell: Callable[[IO[bytes]], None]) -> NoReturn:
+        """In the child, with all signals blocked: nothing of the command's is kept, its directory neither."""
         try:
             if os.fork() == 0:
                 os.setsid()  # a terminal's signals are for the command
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-                    signal.signal(number, signal.SIG_DFL)
-                signal.setitimer(signal.ITIMER_REAL, _BESIDE_S)  # nobody catches what that sends
-                os.close(self._reply)
+                os.chdir("/")
                 null = os.open(os.devnull, os.O_RDWR)
                 for descriptor in (0, 1, 2):
                     os.dup2(null, descriptor)
+                os.closerange(3, self._request)
+                os.closerange(self._request + 1, os.sysconf("SC_OPEN_MAX"))
+                for number in _ENDING:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, _BESIDE_S)
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 with open(self._request, "wb") as session:
                     tell(session)
         finally:

@@ -145,12 +145,13 @@ def write(
     checkout: Path,
     excludes: tuple[bytes | None, bytes | None],
     monitored: bytes | None = None,
+    looked_ns: int,
 ) -> None:
     """Make an index where there is none.
 
     Its own modification time tells git which entries to doubt: those of files that are not at least a second older,
-    since git may go by whole seconds (git's Documentation/technical/racy-git.txt). It is never dated ahead: a change in
-    the second of an entry's time would not be seen.
+    since git may go by whole seconds (git's Documentation/technical/racy-git.txt). So it is that of the look: a change
+    after that, in the second of an entry's time, would not be seen.
 
     Args:
         path: of the index.
@@ -161,6 +162,7 @@ def write(
         excludes: the bytes of ``info/exclude`` and of the user's ignore file; None where there is none.
         monitored: the token of a monitor (githooks(5), "fsmonitor-watchman") that tells what changed since the stats
             were taken: git then looks at no entry that has one; None: there is none.
+        looked_ns: when the stats were taken, in ns since the epoch, or before.
 
     Raises:
         FileExistsError: there is one by now.
@@ -181,6 +183,7 @@ def write(
             file.write(body + _digest(object_format, body))
             file.flush()
             os.fchmod(file.fileno(), path.parent.stat().st_mode & 0o666)
+            os.utime(file.fileno(), ns=(looked_ns, looked_ns))
         faults.reach("gitindex.before-link")
         os.link(temporary, path)  # not over one that git has made meanwhile
     finally:

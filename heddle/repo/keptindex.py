@@ -37,7 +37,7 @@ _CHECKSUM = 32
 
 def name_of(*parts: object) -> str:
     """The name for all that an index of a tree depends on: every word of it, in an order."""
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+    return hashlib.sha256(MAGIC + "\n".join(map(str, parts)).encode()).hexdigest()
 
 
 class Kept(NamedTuple):

@@ -186,6 +186,13 @@ class Repository:
                 return repo
         raise NotARepository(f"no heddle repository in {start} or above", hint="heddle init")
 
+    def forked(self) -> Repository:
+        """The same where all files were closed: for a process that was forked off, and leaves the database alone."""
+        again = Repository(self.path)
+        again.environment, again.provider = self.environment, self.provider
+        again.object_format, again.git = self.object_format, self.git
+        return again
+
     # parts
 
     @property

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -349,6 +350,15 @@ def test_sizes_in_an_index_are_those_of_files(
         overlay.close()
 
 
+may_fork = foretold._may_fork
+
+
+@pytest.fixture(autouse=True)
+def there_is_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process had no threads, of which the test's own runner may have some."""
+    monkeypatch.setattr(foretold, "_may_fork", lambda: True)
+
+
 @pytest.fixture
 def view(repo: api.Repository, git: Git, tree: ObjectID, indexed: Path) -> Iterator[GitView]:
     """Git in a mount to be, in this process, of the tree that the index holds."""
@@ -467,6 +477,19 @@ def told(repo: api.Repository, state: ObjectID) -> bytes:
     return written.getvalue()
 
 
+def saying(content: bytes) -> foretold.Command:
+    """A command that tells so much, and has ended."""
+    read, write = os.pipe()
+    os.write(write, content)
+    os.close(write)
+    return foretold.Command(read)
+
+
+def soon() -> float:
+    """A deadline."""
+    return time.monotonic() + 10
+
+
 @pytest.mark.parametrize("has_index", [True, False])
 def test_what_is_told(
     repo: api.Repository, git: Git, tree: ObjectID, indexed: Path, has_index: bool
@@ -478,7 +501,7 @@ def test_what_is_told(
         if not has_index:
             indexed.unlink()
         assert overlay.base is not None
-        said = foretold.hear(io.BytesIO(told(repo, overlay.base)))
+        said = saying(told(repo, overlay.base)).hear(soon())
         listing = Listing(overlay.core, overlay.in_loop)
         root = listing.run(listing.look_at_root(), sound)
         assert said is not None
@@ -497,7 +520,7 @@ def test_a_session_that_is_told(
     (view.linked.git.path / "index").unlink()
     base = view._overlay.base
     assert base is not None
-    view._command = io.BytesIO(told(repo, base))
+    view._command = saying(told(repo, base))
 
     with monkeypatch.context() as patch:
         patch.setattr(Listing, "run", None)
@@ -507,7 +530,7 @@ def test_a_session_that_is_told(
         assert view._overlay.core.lower.size(file) == len("ab") * 3
 
 
-@pytest.mark.parametrize("said", [b"", b"\0", b"i\1\0\0\0", None])
+@pytest.mark.parametrize("said", [b"", b"\0", b"\0" * 8, b"\0" * 7 + b"\5i\1\0\0\0", None])
 def test_what_is_told_in_part(
     repo: api.Repository, git: Git, view: GitView, said: bytes | None
 ) -> None:
@@ -515,10 +538,31 @@ def test_what_is_told_in_part(
     base = view._overlay.base
     assert base is not None
     content = told(repo, base)[:-20] if said is None else said
-    assert foretold.hear(io.BytesIO(content)) is None
+    assert saying(content).hear(soon()) is None
 
-    view._command = io.BytesIO(content)
+    view._command = saying(content)
     assert use_git(view)
+
+
+def test_the_end_is_not_waited_for(repo: api.Repository, view: GitView) -> None:
+    """What is told counts when it is whole, and nothing is waited for any longer than until the deadline."""
+    base = view._overlay.base
+    assert base is not None
+    content = told(repo, base)
+    read, write = os.pipe()
+    try:
+        os.write(write, content[10:])
+        command = foretold.Command(os.dup(read), content[:10])
+        assert command.hear(soon()) is not None
+        os.write(write, content[:-1])
+        assert foretold.Command(os.dup(read)).hear(time.monotonic() + 0.01) is None
+        view._command = foretold.Command(os.dup(read))  # what is left says that far more is to come
+        os.write(write, b"\1" * 8)
+        view._begun_s = time.monotonic() - 1
+        assert use_git(view)
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_who_is_told_nothing(
@@ -533,8 +577,18 @@ def test_who_is_told_nothing(
         patch.setattr(foretold, "_LISTED", 3)
         assert foretold.for_mount(repo, "work", base) == (None, True)
     with monkeypatch.context() as patch:
+        patch.setattr(foretold, "_may_fork", may_fork)
         patch.setattr(foretold, "processes", lambda _: 1)
         assert foretold.for_mount(repo, "work", base) == (None, True)
+    leave = threading.Event()
+    second = threading.Thread(target=leave.wait)
+    second.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(foretold, "_may_fork", may_fork)
+        patch.setattr(foretold, "processes", lambda _: 2)
+        assert foretold.for_mount(repo, "work", base) == (None, True)
+    leave.set()
+    second.join()
     aside = overlay_dir(repo, "work") / linked.PUT_ASIDE
     aside.mkdir()
     assert foretold.for_mount(repo, "work", base) == (None, True)

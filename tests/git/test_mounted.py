@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 from world import sessions_of, wait_until
@@ -26,6 +27,8 @@ from heddle.attribution import Agent
 from heddle.errors import DataError, HeddleError, NothingToCapture, ThreadMoved, UnsavedChanges
 from heddle.git import branches
 from heddle.mount import lifecycle
+from heddle.mount.gitview import GitView
+from heddle.mount.overlay import Overlay
 from heddle.repo.capture import record_state
 
 from .conftest import IDENTITY, Git, commit_file, run_git, state
@@ -1072,6 +1075,33 @@ def test_an_edit_right_after_the_state(
         assert git("status", "--porcelain", at=place) == "M five"
     finally:
         repo.unmount("soon", force=True)
+
+
+def test_an_index_is_not_younger_than_what_it_says(
+    repo: api.Repository, git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is changed while it is written, in the second of the state, is seen by git that goes by whole seconds."""
+    overlay = Overlay.open(repo, "main")
+    try:
+        view = GitView.begin(overlay, "session", tmp_path / "nowhere", "main", agent={})
+        assert view is not None
+        listed = GitView._listed
+        looked: list[float] = []
+
+        def slowly(*given: Any) -> Any:
+            looked.append(time.time())
+            try:
+                return listed(*given)
+            finally:
+                wait_until(lambda: int(time.time()) > int(looked[-1]), "the second to end")
+
+        monkeypatch.setattr(GitView, "_listed", slowly)
+        view._write_index()
+        index = (view.linked.git.path / "index").stat()
+        assert looked[0] - 0.1 < index.st_mtime_ns / 10**9 <= looked[0]
+        view.end()
+    finally:
+        overlay.close()
 
 
 @pytest.mark.parametrize("back", [False, True])

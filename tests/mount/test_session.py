@@ -145,18 +145,28 @@ def test_what_is_told_beside(repo: api.Repository, tmp_path: Path) -> None:
     starting = Starting(os.spawnlp(os.P_NOWAIT, "true", "true"), request_write, os.dup(0))
     starting._result = dict  # type: ignore[method-assign, assignment]
     before = os.getpid(), os.getsid(0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
     def tell(session: IO[bytes]) -> None:
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
         ours = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
-        session.write(json.dumps([os.getpid(), os.getsid(0), os.getppid(), *ours]).encode())
+        count = len(os.listdir("/proc/self/fd")) - 1  # but for the listing's own
+        session.write(
+            json.dumps(
+                [os.getpid(), os.getsid(0), os.getppid(), count, os.getcwd(), *ours]
+            ).encode()
+        )
         session.flush()
         signal.pause()
 
     starting.finish(request(repo), tell)
     with os.fdopen(request_read, "rb") as session:
         session.readline()
-        pid, sid, above, *streams = json.loads(session.read1())
+        pid, sid, above, count, directory, *streams = json.loads(session.read1())
         try:
+            assert (count, directory) == (4, "/")
             assert pid != before[0] and sid != before[1] and above != before[0]
             assert streams == ["/dev/null"] * 3
             starting.close()
@@ -165,6 +175,7 @@ def test_what_is_told_beside(repo: api.Repository, tmp_path: Path) -> None:
         finally:
             os.kill(pid, signal.SIGTERM)
         assert session.read() == b""  # it has ended, and with it the pipe
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def test_who_tells_and_fails(repo: api.Repository, capfd: pytest.CaptureFixture[str]) -> None:
