@@ -322,26 +322,13 @@ class Repository(repository.Repository):
         problem = self.git_problems.get(thread)
         if isinstance(problem, branches.Diverged):
             raise problem
-        doing = linked.unfinished(self.git)
-        detached = doing in linked.DETACHING  # what is captured then is a thread's of its own
-        if doing and self._is_working_directory(thread):
-            if not detached:
+        if self._is_working_directory(thread):
+            doing = linked.unfinished(self.git)
+            if doing and doing not in linked.DETACHING:
                 raise linked.in_the_way(self.git, doing)
-            self._require_no_conflict(doing)
+            # In the middle of a rebase, what is captured is a thread's of its own.
+            worktrees.require_settled(self, self.git, doing)
         worktrees.require_capturable(self, thread)
-
-    def _require_no_conflict(self, doing: str) -> None:
-        """Refuse to record what git has left in conflict, markers and all, in the middle of a rebase."""
-        from heddle.repo import gitstage, linked
-
-        assert self.git is not None
-        found = gitstage.conflicts(self.git.path / "index", self.store.id_length)
-        if found:
-            what, _ = linked.in_words(doing)
-            name = os.fsdecode(found[0])
-            raise DataError(
-                f"{what}, and {name} is in conflict", hint=f"edit it, and git add {name}"
-            )
 
     def pull(
         self,

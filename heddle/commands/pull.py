@@ -36,7 +36,9 @@ def pull(
         pulled = repo.pull(remote, thread, progress=progress)
     name = printable(pulled.thread)
     moved = f"thread {name} {views.short(pulled.old) if pulled.old else 'new'} -> "
-    moved += f"{views.short(pulled.new)}, {views.counted(pulled.changed_paths, 'path')} changed"
+    moved += views.short(pulled.new)
+    if pulled.changed_paths:  # of the working directory, not of a mount
+        moved += f", {views.counted(pulled.changed_paths, 'path')} changed"
     output.answer(
         fetch.record(pulled.fetched)
         | {

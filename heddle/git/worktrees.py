@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from heddle.errors import DataError
+from heddle.errors import Busy, DataError
 from heddle.git import index
 from heddle.git.refs import HEADS, GitRefs
-from heddle.repo import linked
+from heddle.repo import gitstage, linked
 from heddle.repo.linked import Linked
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
+    from heddle.repo.gitlink import GitDir
     from heddle.repo.repository import Repository
 
 
@@ -159,16 +160,40 @@ def other_branch(repo: Repository, thread: str) -> str | None:
     return None
 
 
+def require_settled(repo: Repository, git: GitDir, doing: str | None) -> None:
+    """Refuse to record what git has left in conflict in a checkout, markers and all, or is just now committing.
+
+    Args:
+        doing: what git is in the middle of, as ``linked.unfinished`` says.
+
+    Raises:
+        DataError: a path is in conflict.
+        Busy: this runs in a hook of a commit that has git's index locked: its branch could not follow.
+    """
+    if "GIT_INDEX_FILE" in repo.environment and (git.path / "index.lock").exists():
+        raise Busy(
+            f"git is making a commit in {git.checkout}, and this runs in a hook of it",
+            hint="heddle capture when the commit is made",
+        )
+    found = gitstage.conflicts(git.path / "index", repo.store.id_length)
+    if found:
+        name = os.fsdecode(found[0])
+        where = f"{name} is in conflict"
+        text = f"{linked.in_words(doing)[0]}, and {where}" if doing else f"to git, {where}"
+        raise DataError(text, hint=f"edit it, and git add {name}")
+
+
 def require_capturable(repo: Repository, thread: str) -> None:
     """Refuse to capture in a mount where git is in the middle of something, or on something else than the thread.
 
     Raises:
-        DataError: it is; says what to do.
+        DataError, Busy: it is; says what to do.
     """
     for each in linked.of(repo, thread):
         doing = each.doing()
         if doing is not None:
             raise linked.in_the_way(each.git, doing)
+        require_settled(repo, each.git, None)
         other = other_branch(repo, thread)
         if other is not None:
             hint = f"git commit, git switch {thread}, or heddle mount {other} elsewhere"

@@ -8,6 +8,7 @@ of it, is the caller's.
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import struct
@@ -205,7 +206,7 @@ def relocate(path: Path, checkout: Path, object_format: str) -> None:
     """
     data = path.read_bytes()
     digest = len(_digest(object_format))
-    found = _untracked_at(data, len(data) - digest)
+    found = extension_at(data, b"UNTR", len(data) - digest)
     if found is None:
         return
     start, length = found
@@ -222,16 +223,16 @@ def relocate(path: Path, checkout: Path, object_format: str) -> None:
     os.rename(temporary, path)
 
 
-def _untracked_at(data: bytes, end: int) -> tuple[int, int] | None:
-    """Where the untracked cache begins and how long its content is: the extensions behind it go up to the end."""
-    start = data.find(b"UNTR")
+def extension_at(data: bytes | mmap.mmap, name: bytes, end: int) -> tuple[int, int] | None:
+    """Where an extension of an index begins and how long its content is: those behind it go up to the end."""
+    start = data.find(name)
     while start >= 0:
         at = start
         while at + 8 <= end:
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "big")
         if at == end and data[start + 4 : start + 8] != bytes(4):
             return start, int.from_bytes(data[start + 4 : start + 8], "big")
-        start = data.find(b"UNTR", start + 1)
+        start = data.find(name, start + 1)
     return None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from heddle.objects.gitpack import offset_varint
+from heddle.repo import gitindex
 
 if TYPE_CHECKING:
     from dulwich.objects import ObjectID
@@ -166,7 +167,14 @@ def paths(index: Path, id_length: int) -> list[bytes]:
 
 
 def conflicts(index: Path, id_length: int) -> list[bytes]:
-    """The paths of an index that are in conflict, each once; as `paths` otherwise."""
+    """The paths of an index that are in conflict, each once; as `paths` otherwise.
+
+    One whose cache tree says what tree it is holds none: git takes that back with every entry that is not a file's.
+    """
+    with _mapped(index) as (data, _):
+        found = gitindex.extension_at(data, b"TREE", len(data) - id_length)
+        if found is not None and data[found[0] + 8 : found[0] + 10] not in (b"\0-", b""):
+            return []
     staged = (path for path, flags in _flagged(index, id_length) if flags & _STAGE)
     return list(dict.fromkeys(staged))
 

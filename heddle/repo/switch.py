@@ -23,7 +23,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from heddle import faults
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from dulwich.objects import ObjectID
 
     from heddle.attribution import Attribution
+    from heddle.repo.gitstage import Skipped
     from heddle.repo.repository import Repository
 
 _SHOWN = 10
@@ -190,6 +191,14 @@ class _Move:
         if self._in_the_way:
             raise _refusal(name, self._in_the_way)
 
+    @cached_property
+    def _left_out(self) -> Skipped:
+        """What git leaves out of the checkout: nothing there counts as somebody's."""
+        from heddle.repo.gitstage import Skipped, skipped
+
+        git = self._repo.git
+        return Skipped() if git is None else skipped(git.path / "index", self._store.id_length)
+
     def _place(self, change: Change, stored: Taken | None = None) -> _Place:
         return _Place(self._repo, self._directories, change.path, self._rows, self._hasher, stored)
 
@@ -215,7 +224,8 @@ class _Move:
             if place.is_directory or place.holds(old):
                 return
         elif place.stat is None:
-            foreign = None if old is None or _is_directory(old) else change.path
+            may_be_absent = old is None or _is_directory(old) or change.path in self._left_out
+            foreign = None if may_be_absent else change.path
         elif place.is_directory:
             foreign = self._foreign_below(change.path)
         elif place.holds(old):

@@ -15,6 +15,7 @@ from heddle.errors import DataError
 from heddle.git.branches import Action, Diverged, decide, follow
 from heddle.git.export import export
 from heddle.git.fetching import fetch
+from heddle.repo import gitstage
 from heddle.repo.database import Branch, Thread
 
 from .conftest import Git, commit_file, run_git, state
@@ -105,6 +106,80 @@ def test_a_conflict_is_not_captured(repo: api.Repository, git: Git) -> None:
     git("add", "b.txt")
     solved = heddle.open(repo.path).capture(message="Solved").state.id.decode()
     assert state(repo, "detached") == solved
+
+
+@pytest.mark.parametrize("where", ["checkout", "mount"])
+@pytest.mark.parametrize("by", ["stash", "squash"])
+def test_a_conflict_that_is_no_operation(
+    repo: api.Repository, git: Git, tmp_path: Path, where: str, by: str
+) -> None:
+    """Also where git is in the middle of nothing, what it has in conflict is not captured, markers and all."""
+    place = repo.path
+    if where == "mount":
+        place = repo.mount("side", tmp_path / "mnt", create=True, start="main").mountpoint
+    try:
+        (place / "b.txt").write_text("mine\n")
+        if by == "stash":
+            git("stash", "-q", at=place)
+            commit_file(place, "b.txt", "other\n")
+            git("stash", "pop", at=place, code=1)
+        else:
+            git("commit", "-qam", "Mine", at=place)
+            git("branch", "theirs", at=place)
+            git("reset", "-q", "--hard", "HEAD~1", at=place)
+            commit_file(place, "b.txt", "other\n")
+            git("merge", "--squash", "theirs", at=place, code=1)
+        inside = heddle.open(place)
+        with pytest.raises(DataError, match=r"b\.txt is in conflict") as caught:
+            inside.capture(message="Markers")
+        assert (caught.value.exit_code, caught.value.hint) == (65, "edit it, and git add b.txt")
+        assert git("ls-files", "-u", at=place)
+
+        (place / "b.txt").write_text("both\n")
+        git("add", "b.txt", at=place)
+        made = heddle.open(place).capture(message="Solved").state.id.decode()
+        assert git("show", f"{made}:b.txt") == "both"
+    finally:
+        if where == "mount":
+            repo.unmount("side", force=True)
+
+
+def test_conflicts_are_found_without_a_look_at_each_entry(
+    repo: api.Repository, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that git has written a tree of has none, which it says itself; any other is read."""
+    index = repo.path / ".git/index"
+    (repo.path / "TREE").mkdir()
+    (repo.path / "TREE/TREE").write_text("TREE")
+    git("add", ".")
+    assert gitstage.conflicts(index, 20) == []
+    git("commit", "-q", "-m", "A name")
+    with monkeypatch.context() as patch:
+        patch.setattr(gitstage, "each_entry", None)
+        assert gitstage.conflicts(index, 20) == []
+    blob = git("rev-parse", "HEAD:TREE/TREE")
+    lines = "".join(f"100644 {blob} {stage}\tTREE/TREE\n" for stage in (1, 2, 3))
+    command = ["git", "update-index", "--index-info"]
+    zero = f"0 {'0' * 40}\tTREE/TREE\n"
+    subprocess.run(command, cwd=repo.path, input=zero + lines, text=True, check=True)
+    assert gitstage.conflicts(index, 20) == [b"TREE/TREE"]
+
+
+def test_a_capture_in_a_hook_of_a_commit(repo: api.Repository, git: Git) -> None:
+    """While git has the index locked for a commit a capture is refused; the commit goes on, and both are in step."""
+    hook = repo.path / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    command = f"{sys.executable} -m heddle capture -m hooked"
+    hook.write_text(f"#!/bin/sh\n{command} 2>.git/said; echo $? >.git/code\n")
+    hook.chmod(0o755)
+    (repo.path / "b.txt").write_text("new\n")
+    git("commit", "-q", "-a", "-m", "Real")
+
+    assert (repo.path / ".git/code").read_text() == "75\n"
+    assert "in a hook of it" in (repo.path / ".git/said").read_text()
+    again = heddle.open(repo.path)
+    assert state(again, "main") == git("rev-parse", "main")
+    assert again.git_problems == {}
 
 
 def test_a_rebase_is_seen(repo: api.Repository, git: Git) -> None:

@@ -15,7 +15,7 @@ from world import wait_until
 import heddle
 from heddle import api
 from heddle.commands.failures import as_heddle_error
-from heddle.errors import DataError, ThreadMoved
+from heddle.errors import DataError, ThreadMoved, UnsavedChanges
 
 from .conftest import Git, commit_file, run_git, state
 
@@ -57,6 +57,24 @@ def test_a_sparse_checkout(mine: Mounted, git: Git, where: str, sparse_index: st
     git("sparse-checkout", "disable", at=at)
     assert (at / "two/g").read_text() == "two/g\n"
     assert not heddle.open(at).status().changes
+
+
+def test_a_sparse_checkout_is_switched(mine: Mounted, git: Git) -> None:
+    """What git leaves out is nobody's unsaved deletion: a switch writes what differs there."""
+    repo, _ = mine
+    git("switch", "-q", "-c", "other")
+    commit_file(repo.path, "two/g", "another\n")
+    commit_file(repo.path, "one/f", "another\n")
+    git("switch", "-q", "main")
+    git("sparse-checkout", "set", "one")
+    assert not (repo.path / "two").exists()
+
+    heddle.open(repo.path).switch("other")
+    assert (repo.path / "one/f").read_text() == (repo.path / "two/g").read_text() == "another\n"
+    assert git("status", "--porcelain") == ""
+    (repo.path / "two/g").unlink()
+    with pytest.raises(UnsavedChanges):
+        heddle.open(repo.path).switch("main")
 
 
 @pytest.mark.parametrize("where", ["checkout", "mount"])
