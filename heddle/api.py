@@ -676,9 +676,10 @@ class Repository(repository.Repository):
         if self.git is not None and not create:
             holder = linked.holders(self.git).get(linked.HEADS + name.encode(), self.git.checkout)
             if holder != self.git.checkout:
+                is_ours = any(each.git.checkout == holder for each in linked.of(self))
                 raise DataError(
                     f"git's branch '{name}' is checked out in {holder}",
-                    hint=f"heddle unmount {name}, or work there",
+                    hint=f"heddle unmount {holder}, or work there" if is_ours else "work there",
                 )
         done = switch.switch(self, name, create=create)
         self.follow_git()

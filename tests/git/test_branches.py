@@ -182,6 +182,23 @@ def test_a_capture_in_a_hook_of_a_commit(repo: api.Repository, git: Git) -> None
     assert again.git_problems == {}
 
 
+def test_a_branch_that_is_elsewhere(repo: api.Repository, git: Git, tmp_path: Path) -> None:
+    """Who has a branch checked out is named, and what to do about it: of a mount its place, whatever its thread is."""
+    git("worktree", "add", "-q", "-b", "theirs", tmp_path / "theirs")
+    with pytest.raises(DataError) as caught:
+        heddle.open(repo.path).switch("theirs")
+    assert str(tmp_path / "theirs") in caught.value.message and caught.value.hint == "work there"
+
+    place = repo.mount("agent", tmp_path / "mnt", create=True).mountpoint
+    try:
+        git("branch", "-m", "another", at=place)
+        with pytest.raises(DataError) as caught:
+            heddle.open(repo.path).switch("another")
+        assert caught.value.hint == f"heddle unmount {place}, or work there"
+    finally:
+        repo.unmount(str(place), force=True)
+
+
 def test_a_rebase_is_seen(repo: api.Repository, git: Git) -> None:
     """After git rebase the thread is at the rewritten commits."""
     git("switch", "-q", "-c", "topic", "HEAD~1")
