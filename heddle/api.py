@@ -437,6 +437,10 @@ class Repository(repository.Repository):
                 ) from None
             self.follow_git()
             if not self._git_was_first(thread, done):
+                if self.git is not None and not paths and thread not in self.git_problems:
+                    from heddle.git import worktrees
+
+                    worktrees.settle_index(self, thread, done.state.id)
                 return done
             self._require_in_step(thread)
         raise Busy(f"git in the mount of thread '{thread}' commits all the time")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from heddle.repo.gitlink import GitDir
 
 _TIMEOUT_S = 600
+_GITLINK = b"160000"
 
 
 def update(
@@ -50,6 +51,34 @@ def update(
     lines = [line for each in changes if (line := _line(each)) is not None]
     # Deletions first: a directory may take the place of a file, and the other way round.
     lines.sort(key=lambda line: not line.startswith(b"000000"))
+    if lines:
+        _run(git, b"".join(lines), environment)
+
+
+def settle(git: GitDir, state: ObjectID, *, environment: Mapping[str, str]) -> None:
+    """Take back what is staged and a state has not, where all of a checkout is in that.
+
+    What was added and is there stays staged: it is ignored, or meant to be added later. So do submodules.
+
+    Args:
+        git: the checkout.
+        state: what it was captured as just now, a commit in git.
+        environment: as in ``update``.
+
+    Raises:
+        Busy, Unavailable, StorageError: as ``update``.
+    """
+    command = ["diff-index", "--cached", "--raw", "-z", "--no-renames", state.decode()]
+    words = _git(git, command, b"", environment).split(b"\0")
+    lines = []
+    for said, path in zip(words[::2], words[1::2], strict=False):
+        old_mode, new_mode, old_id, _, _ = said.lstrip(b":").split(b" ")
+        if _GITLINK in (old_mode, new_mode):
+            continue
+        if int(old_mode):
+            lines.append(b"%b %b\t%b\0" % (old_mode, old_id, path))
+        elif not os.path.lexists(os.path.join(os.fsencode(git.checkout), path)):
+            lines.append(b"000000 %b\t%b\0" % (old_id, path))
     if lines:
         _run(git, b"".join(lines), environment)
 
@@ -94,15 +123,18 @@ def _line(change: Change) -> bytes | None:
 
 
 def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
+    _git(git, ["update-index", "-z", "--index-info"], lines, environment)
+
+
+def _git(git: GitDir, words: list[str], told: bytes, environment: Mapping[str, str]) -> bytes:
     # Where a mount is dead or over, another directory does: no file is looked at.
     where = git.checkout if os.path.isdir(git.checkout) else git.path
-    command = ["git", f"--git-dir={git.path}", f"--work-tree={where}"]
-    command += ["update-index", "-z", "--index-info"]
+    command = ["git", f"--git-dir={git.path}", f"--work-tree={where}", *words]
     lock = git.path / "index.lock"
     try:
         done = subprocess.run(
             command,
-            input=lines,
+            input=told,
             cwd=where,
             env=_own(environment),
             capture_output=True,
@@ -113,13 +145,13 @@ def _run(git: GitDir, lines: bytes, environment: Mapping[str, str]) -> None:
             "git is not installed, and git's index has to be brought along", hint="install git"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise Busy(f"git did not finish writing the index of {git.checkout}") from error
+        raise Busy(f"git did not finish with the index of {git.checkout}") from error
     if done.returncode == 0:
-        return
+        return done.stdout
     if lock.exists() or os.fsencode(lock.name) in done.stderr:
         raise Busy(
             f"git's index is locked by {lock}",
             hint=f"run it again; if no git is running, remove {lock}",
         )
     said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-    raise StorageError(f"git could not write the index of {git.checkout}: {said}")
+    raise StorageError(f"git could not bring the index of {git.checkout} along: {said}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from heddle.errors import Busy, DataError
+from heddle.errors import Busy, DataError, HeddleError
 from heddle.git import index
 from heddle.git.refs import HEADS, GitRefs
 from heddle.repo import gitstage, linked
@@ -158,6 +159,19 @@ def other_branch(repo: Repository, thread: str) -> str | None:
         if head.startswith(b"ref: ") and not each.is_on_thread():
             return head.removeprefix(b"ref: ").removeprefix(HEADS).decode(errors="replace")
     return None
+
+
+def settle_index(repo: Repository, thread: str, state: ObjectID) -> None:
+    """Have nothing staged in a mount of which all was captured, unless git can't be told so just now.
+
+    Args:
+        state: what was captured; where git is at another by now, nothing is done.
+    """
+    for each in linked.of(repo, thread):
+        is_there = each.has_index and each.is_on_thread() and os.path.isdir(each.git.checkout)
+        if is_there and GitRefs(each.git).get(HEADS + thread.encode()) == state:
+            with suppress(HeddleError):
+                index.settle(each.git, state, environment=repo.environment)
 
 
 def require_settled(repo: Repository, git: GitDir, doing: str | None) -> None:

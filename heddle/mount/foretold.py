@@ -40,6 +40,8 @@ _LISTED = 100_000
 """As many in a second."""
 _LOOKED_AT = 1000
 """Names; 25 us each."""
+_LOOK_S = 0.1
+"""No longer on a machine that has much else to do."""
 _LENGTH = 8
 
 
@@ -78,9 +80,10 @@ def look_around(mountpoint: Path) -> None:
         mountpoint: of a mount that another process serves.
     """
     left = _LOOKED_AT
+    until_s = time.monotonic() + _LOOK_S
     directories = [os.fspath(mountpoint)]
     with suppress(OSError, KeyboardInterrupt):  # the mount is made, whatever becomes of this
-        while directories:
+        while directories and time.monotonic() < until_s:
             with os.scandir(directories.pop()) as names:
                 for each in names:
                     if each.name == ".git":

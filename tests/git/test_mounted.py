@@ -1104,6 +1104,37 @@ def test_an_index_is_not_younger_than_what_it_says(
         overlay.close()
 
 
+def test_nothing_is_staged_after_a_capture_of_everything(
+    place: Path, repo: api.Repository, git: Git
+) -> None:
+    """What git had staged of what is not there is taken back; ignored files, and what is to come, stay staged."""
+    for name, content in (("a.txt", "staged\n"), ("gone", "gone\n")):
+        (place / name).write_text(content)
+        git("add", name, at=place)
+    (place / "gone").unlink()
+    (place / "a.txt").write_text(git("show", "HEAD:a.txt", at=place) + "\n")
+    (place / ".gitignore").write_text("ignored\n")
+    (place / "ignored").write_text("kept\n")
+    git("add", "-f", "ignored", at=place)
+    git("rm", "-q", "--cached", "b.txt", at=place)
+    (place / "new").write_text("new\n")
+
+    heddle.open(place).capture(message="A part", paths=[b"new"])
+    staged = git("diff", "--cached", "--name-status", at=place).splitlines()
+    assert staged == ["M\ta.txt", "D\tb.txt", "A\tgone", "A\tignored"]
+
+    made = heddle.open(place).capture(message="Everything").state.id.decode()
+    assert git("rev-parse", "HEAD", at=place) == made
+    assert git("status", "--porcelain", at=place) == "A  ignored"
+    assert git("diff", "--cached", "--name-only", at=place) == "ignored"
+    assert git("ls-tree", "-r", "--name-only", made).split() == [
+        ".gitignore",
+        "a.txt",
+        "b.txt",
+        "new",
+    ]
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_what_others_did_is_in_the_index(
     place: Path, repo: api.Repository, git: Git, back: bool
