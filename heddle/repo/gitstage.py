@@ -12,7 +12,7 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -173,10 +173,28 @@ def conflicts(index: Path, id_length: int) -> list[bytes]:
     """
     with _mapped(index) as (data, _):
         found = gitindex.extension_at(data, b"TREE", len(data) - id_length)
-        if found is not None and data[found[0] + 8 : found[0] + 10] not in (b"\0-", b""):
+        is_whole = found is not None and data[found[0] + 8 : found[0] + 10] not in (b"\0-", b"")
+        if is_whole or not _may_conflict(data, id_length):
             return []
     staged = (path for path, flags in _flagged(index, id_length) if flags & _STAGE)
     return list(dict.fromkeys(staged))
+
+
+def _may_conflict(data: mmap.mmap | bytes, id_length: int) -> bool:
+    """Whether an entry is of a stage, by their flags alone: a capture asks that of 80,000."""
+    version, count = HEADER.unpack_from(data)[1:] if len(data) >= HEADER.size else (0, 0)
+    if version not in (2, 3):
+        return True
+    unpack, flags_at, at = _FLAGS.unpack_from, STAT.size + id_length, HEADER.size
+    with suppress(struct.error):
+        for _ in range(count):
+            flags = unpack(data, at + flags_at)[0]
+            length = flags & _LENGTH
+            if flags & _STAGE or length == _LENGTH:
+                return True
+            at += (flags_at + (4 if flags & _EXTENDED else 2) + length + 8) // 8 * 8
+        return False
+    return True
 
 
 def _flagged(index: Path, id_length: int) -> Iterator[tuple[bytes, int]]:

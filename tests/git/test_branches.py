@@ -144,15 +144,25 @@ def test_a_conflict_that_is_no_operation(
             repo.unmount("side", force=True)
 
 
+@pytest.mark.parametrize("version", ["2", "3", "4"])
 def test_conflicts_are_found_without_a_look_at_each_entry(
-    repo: api.Repository, git: Git, monkeypatch: pytest.MonkeyPatch
+    repo: api.Repository, git: Git, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """An index that git has written a tree of has none, which it says itself; any other is read."""
+    """An index that git has written a tree of has none, which it says itself; of any other the flags are read."""
     index = repo.path / ".git/index"
+    for length in range(1, 30):
+        (repo.path / ("n" * length)).write_text("a name of any length\n")
+    (repo.path / ("long/" + "l" * 200) / ("l" * 250)).mkdir(parents=True)
+    git("add", ".")
+    git("update-index", f"--index-version={version}")
+    if version == "3":
+        git("update-index", "--skip-worktree", "nnn", "nnnn")
     (repo.path / "TREE").mkdir()
     (repo.path / "TREE/TREE").write_text("TREE")
     git("add", ".")
-    assert gitstage.conflicts(index, 20) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(gitstage, "each_entry", None if version != "4" else gitstage.each_entry)
+        assert gitstage.conflicts(index, 20) == []
     git("commit", "-q", "-m", "A name")
     with monkeypatch.context() as patch:
         patch.setattr(gitstage, "each_entry", None)
