@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from dulwich.objects import ObjectID
+from world import wait_until
 
 import heddle
 from heddle import api
@@ -397,6 +398,7 @@ def test_what_git_will_ask_for(view: GitView, monkeypatch: pytest.MonkeyPatch) -
 def running(*words: str) -> Iterator[int]:
     """A process that waits and is called git."""
     with subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE) as process:
+        wait_until(lambda: fsmonitor.words_of(process.pid, "cmdline"), "the program to be loaded")
         yield process.pid
         process.kill()
 
@@ -407,7 +409,7 @@ def test_whoever_only_looks_need_not_wait(view: GitView, checkout: Path) -> None
     with looks, running("git", "-c", "input()") as commits:
         assert not view._glance(looks.pid)
         use_git(view)
-        assert view._glance(looks.pid)
+        wait_until(lambda: view._glance(looks.pid), "the program to be loaded")
         assert not view._glance(commits)
 
         log = view.linked.git.path / "logs/HEAD"
