@@ -40,6 +40,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # a world of its own
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_templates_left() -> Iterator[None]:
+    """What several tests begin with goes at the end."""
+    yield
+    if "mount.base" in sys.modules:
+        sys.modules["mount.base"].remove_templates()
+
+
 @pytest.fixture(autouse=True)
 def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's own settings play a part."""

@@ -52,10 +52,20 @@ def fill(place: View | Plain, wanted: Sequence[Path] = PATHS) -> None:
             place.mkdir(path, 0o755)
 
 
+_made: list[HostPath] = []
+
+
+def remove_templates() -> None:
+    """Leave nothing behind, at the end of a run."""
+    while _made:
+        shutil.rmtree(_made.pop(), ignore_errors=True)
+
+
 @cache
 def _template(uid: int) -> tuple[HostPath, Tree]:
     """A repository with the tree as the state of ``main`` and of ``agent``; made once for each user."""
     top = HostPath(tempfile.mkdtemp(prefix="heddle-base-"))
+    _made.append(top)
     Repository.init(top / "repo").close()
     main = OpenThread(top / "repo", "main")
     fill(main.view, [path for path in PATHS if path != RULES])

@@ -14,6 +14,8 @@ NOBODY = 65534
 @contextmanager
 def ordinary_user() -> Iterator[None]:
     """Be nobody in particular, as far as files are concerned; root's own settings come back afterwards."""
+    import resource  # noqa: F401  # what a session loads as it begins, and nobody may not read here
+
     if os.geteuid() != 0:
         yield
         return
