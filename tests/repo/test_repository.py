@@ -173,18 +173,21 @@ def test_opening_reads_nothing(tmp_path):
     assert [problem.kind for problem in repo.fsck().problems] == ["database"]
 
 
-def test_common_imports_stay_light():
+def test_common_imports_stay_light(tmp_path):
     """Reading HEAD, a thread and its state imports neither dulwich's store nor anything of the network."""
-    script = """
-import sys, tempfile
+    script = (
+        f"path = {str(tmp_path / 'light')!r}"
+        + """
+import sys
 from pathlib import Path
 from heddle.repo.repository import Repository
-repo = Repository.init(Path(tempfile.mkdtemp()))
+repo = Repository.init(Path(path))
 assert repo.head == "main" and not repo.threads.get("main").state and not repo.is_state(b"0" * 40)
 heavy = {"dulwich.object_store", "dulwich.repo", "asyncio", "trio", "typer", "subprocess", "tomllib",
          "json.decoder.scanner", "multiprocessing", "http", "email", "rich", "urllib.request"}
 print(sorted(heavy & set(sys.modules)))
 """
+    )
     done = run_script(script)
 
     assert done.stdout.strip() == "[]", done.stderr
