@@ -361,15 +361,23 @@ class GitView:
         look = listing.look_at_root()
         is_fresh = tree is not None and look.lower == tree and not look.names
         name = "" if tree is None else listing.name_of(tree)
-        ahead = self._ahead[1] if self._ahead and self._ahead[0] == name else None
-        if is_fresh and (known := ahead or keptindex.load(self._kept, name)) is not None:
-            core.lower.keep_counts(known.counts)
-            return known.listed, look.status if look.settled else None
+        if is_fresh and (known := self._known(name)) is not None:
+            return known, look.status if look.settled else None
         root = listing.run(look, tree)
         listed = gitindex.collect(listing.entries, root)
         if is_fresh and listing.knew_all:
             self._remember(name, Kept(listed, listing.counts))
         return listed, root.status
+
+    def _known(self, name: str) -> Listed | None:
+        """What is at hand of a tree, by the name of its listing; of what an earlier session kept, the counts too."""
+        if self._ahead is not None and self._ahead[0] == name:
+            return self._ahead[1].listed
+        kept = keptindex.load(self._kept, name)
+        if kept is None:
+            return None
+        self._overlay.core.lower.keep_counts(kept.counts)
+        return kept.listed
 
     @property
     def _kept(self) -> Path:
